@@ -1,0 +1,1 @@
+"""What a model is: validated configurations, no tensors."""

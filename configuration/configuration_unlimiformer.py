@@ -1,0 +1,127 @@
+"""What a model with memory is: the options of the memory, and one config for each permanent class.
+
+Bertsch et al. 2023, "Unlimiformer: Long-Range Transformers with Unlimited Length Input", arXiv 2305.01625.
+"""
+
+# No `from __future__ import annotations` here: it would silently switch the strict type checks off.
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import BartConfig, LlamaConfig
+
+
+@strict
+@dataclass
+class UnlimiformerConfig:
+    """How attention reads an input longer than its window.
+
+    Args:
+        keys_per_query: keys each head keeps for each query: a number, "window" (as many as the window has tokens), or
+            None for all of them, which is exact full attention over the memory.
+        window: tokens the model reads at a time; None takes what the model was trained on.
+        overlap: share of a window that repeats the one before, in [0, 1). Reading costs 1 / (1 - overlap) passes.
+        store: what is kept of each token: "hidden", the encoder's output, once for all layers; "keys_values", what
+            each layer projected from it; "auto" is "hidden" for encoder-decoders and "keys_values" for decoders.
+        first_layer, last_layer: decoder layers `[first_layer:last_layer]` read the memory, negative numbers count from
+            the end. The others attend to the first window (encoder-decoder) or to local tokens only (decoder).
+        heads: heads that read the memory, None for all. The others do as layers outside the range do.
+        exclude_window: of a document longer than the window, hide the keys of its first window.
+        first_step: "memory" reads it from the first decoded token on; "window" lets the first step of an
+            encoder-decoder see the first window only, as the original did.
+        positions: where a rotary decoder places the memory's keys: "squeeze" maps the document onto one window, "true"
+            leaves each token where it was (up to the trained length), "origin" puts all of them at position 0.
+        local_tokens: how many of the last tokens of a decoder's input stay in ordinary attention when one long input
+            is given instead of a document and a question.
+        sinks: first tokens of the document that a decoder always keeps, whatever their score.
+        memory_dtype: what the memory is stored in: "float32", "bfloat16", "float16", or None for the model's dtype.
+        windows_per_batch: windows read in one forward pass; "auto" picks a number of about 8,192 tokens.
+    """
+
+    keys_per_query: int | Literal["window"] | None = "window"
+    window: int | None = None
+    overlap: float | int = 0.5
+    store: Literal["auto", "hidden", "keys_values"] = "auto"
+    first_layer: int = 0
+    last_layer: int | None = None
+    heads: list[int] | None = None
+    exclude_window: bool = False
+    first_step: Literal["memory", "window"] = "memory"
+    positions: Literal["squeeze", "true", "origin"] = "squeeze"
+    local_tokens: int = 256
+    sinks: int = 0
+    memory_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    windows_per_batch: int | Literal["auto"] = "auto"
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        for name in ("keys_per_query", "window", "local_tokens", "windows_per_batch"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"`overlap` must lie in [0, 1), got {self.overlap}.")
+        if self.window is not None and self.window - 2 * int(self.window * self.overlap / 2) < 1:
+            raise ValueError(f"`overlap` {self.overlap} leaves a `window` of {self.window} tokens no stride.")
+        if self.sinks < 0:
+            raise ValueError(f"`sinks` must be at least 0, got {self.sinks}.")
+        if self.heads is not None and (not self.heads or min(self.heads) < 0 or len(set(self.heads)) < len(self.heads)):
+            raise ValueError(f"`heads` must name different heads from 0 on, or be None for all, got {self.heads}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self)
+
+
+class _HoldsUnlimiformerConfig:
+    """A model config with the options of its memory in one field, `unlimiformer_config`."""
+
+    unlimiformer_config: Any
+
+    def _read_unlimiformer_config(self) -> None:
+        options = self.unlimiformer_config
+        if options is None:
+            options = UnlimiformerConfig()
+        elif isinstance(options, dict):
+            known = {field.name for field in fields(UnlimiformerConfig)}
+            if unknown := sorted(set(options) - known):
+                raise ValueError(f"`unlimiformer_config` has no field {unknown}; it has {sorted(known)}.")
+            options = UnlimiformerConfig(**options)
+        elif type(options).__name__ != "UnlimiformerConfig":  # the class may be a saved folder's own copy
+            raise ValueError(
+                "`unlimiformer_config` must be an UnlimiformerConfig, a dict of its fields or None, "
+                f"got {type(options).__name__}."
+            )
+        object.__setattr__(self, "unlimiformer_config", options)
+
+    def to_dict(self) -> dict[str, Any]:
+        output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if hasattr(output.get("unlimiformer_config"), "to_dict"):
+            output["unlimiformer_config"] = output["unlimiformer_config"].to_dict()
+        return output
+
+
+@strict
+class UnlimiformerBartConfig(_HoldsUnlimiformerConfig, BartConfig):
+    """A BartConfig holding `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, or None for defaults."""
+
+    model_type = "graft_unlimiformer_bart"
+
+    unlimiformer_config: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._read_unlimiformer_config()
+        super().__post_init__(**kwargs)
+
+
+@strict
+class UnlimiformerLlamaConfig(_HoldsUnlimiformerConfig, LlamaConfig):
+    """A LlamaConfig holding `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, or None for defaults."""
+
+    model_type = "graft_unlimiformer_llama"
+
+    unlimiformer_config: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._read_unlimiformer_config()
+        super().__post_init__(**kwargs)

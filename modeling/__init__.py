@@ -1,0 +1,1 @@
+"""How graft computes: what the wings share, and a folder for each wing."""

@@ -1,0 +1,1 @@
+"""Memory (Unlimiformer): attention over an input of any length."""

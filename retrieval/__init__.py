@@ -1,0 +1,1 @@
+"""What is stored and found: search usable without any model of ours."""

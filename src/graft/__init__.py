@@ -1,0 +1,59 @@
+"""Memory, retrieval and graphs, grafted onto the transformers models people already have.
+
+Importing this package imports nothing else: no torch, no transformers. A public name is imported when it is first
+touched, from the file that defines it, and its models are then known to transformers' Auto classes.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Attachment": "graft.modeling.attachment",
+    "AttentionReport": "graft.modeling.unlimiformer.report",
+    "GraftSeq2SeqTrainer": "graft.trainer.trainer",
+    "GraftTrainer": "graft.trainer.trainer",
+    "Memory": "graft.modeling.unlimiformer.memory",
+    "UnlimiformerBart": "graft.modeling.unlimiformer.modeling_unlimiformer_bart",
+    "UnlimiformerBartConfig": "graft.configuration.configuration_unlimiformer",
+    "UnlimiformerConfig": "graft.configuration.configuration_unlimiformer",
+    "UnlimiformerLlamaConfig": "graft.configuration.configuration_unlimiformer",
+    "UnlimiformerLlamaForCausalLM": "graft.modeling.unlimiformer.modeling_unlimiformer_llama",
+    "unlimiform": "graft.modeling.unlimiformer.attach",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'graft' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
+    import_module("graft.registration")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from graft.configuration.configuration_unlimiformer import (
+        UnlimiformerBartConfig as UnlimiformerBartConfig,
+    )
+    from graft.configuration.configuration_unlimiformer import (
+        UnlimiformerConfig as UnlimiformerConfig,
+    )
+    from graft.configuration.configuration_unlimiformer import (
+        UnlimiformerLlamaConfig as UnlimiformerLlamaConfig,
+    )
+    from graft.modeling.attachment import Attachment as Attachment
+    from graft.modeling.unlimiformer.attach import unlimiform as unlimiform
+    from graft.modeling.unlimiformer.memory import Memory as Memory
+    from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart as UnlimiformerBart
+    from graft.modeling.unlimiformer.modeling_unlimiformer_llama import (
+        UnlimiformerLlamaForCausalLM as UnlimiformerLlamaForCausalLM,
+    )
+    from graft.modeling.unlimiformer.report import AttentionReport as AttentionReport
+    from graft.trainer.trainer import GraftSeq2SeqTrainer as GraftSeq2SeqTrainer
+    from graft.trainer.trainer import GraftTrainer as GraftTrainer

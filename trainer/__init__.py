@@ -1,0 +1,1 @@
+"""How graft learns: arguments, data, trainers, metrics and the model card."""
