@@ -1,0 +1,213 @@
+"""The blocks of a run's configuration: what each option means, its type and its range.
+
+One dataclass for each block whose options are ours. `training` holds the stock fields of `Seq2SeqTrainingArguments` (and
+early stopping), `generation` those of `GenerationConfig`, `memory` is an `UnlimiformerConfig`. `config_file.py` reads
+files and command lines into a `RunConfiguration` and checks what no block can check alone.
+"""
+
+# No `from __future__ import annotations` here: it would silently switch the strict type checks off.
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+
+Task = Literal["seq2seq", "causal"]
+View = Literal["full", "truncated", "context"]
+
+
+def _at_least(values: dict[str, Any], smallest: int) -> None:
+    for name, value in values.items():
+        if value is not None and value < smallest:
+            raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
+
+
+@strict
+@dataclass
+class ModelArguments:
+    """Which model runs.
+
+    Args:
+        task: "seq2seq" (`AutoModelForSeq2SeqLM`) or "causal" (`AutoModelForCausalLM`).
+        name: a model's folder or Hub id. May be left out only with `from_config`, `config` and `tokenizer`.
+        from_config: start from random weights instead of `name`'s.
+        config: folder, file or id of the config, if it is not `name`'s.
+        tokenizer: folder or id of the tokenizer, if it is not `name`'s.
+        config_overrides: fields of the model's config to replace.
+        revision: commit, tag or branch of a Hub id, for the weights and the tokenizer.
+        dtype: what the weights are loaded in; "auto" leaves them as saved.
+        attn_implementation: the base model's attention, None for transformers' choice.
+    """
+
+    task: Task
+    name: str | None = None
+    from_config: bool = False
+    config: str | None = None
+    tokenizer: str | None = None
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+
+    def validate_names(self) -> None:
+        """A name is needed unless everything that would come from it is given."""
+        if self.name is None and not (self.from_config and self.config and self.tokenizer):
+            raise ValueError(
+                "`name` must be a model's folder or id; it may be left out only if `from_config` is true and both "
+                "`config` and `tokenizer` are given."
+            )
+
+
+@strict
+@dataclass
+class DataArguments:
+    """Which rows are read, and what is kept of them.
+
+    Args:
+        train, validation, test: files of a split: a path, a glob or a list of them; JSON, JSONL, CSV, Parquet or text.
+        dataset: instead of files, a folder or Hub id that `datasets.load_dataset` reads.
+        config, data_dir, revision: of `dataset`.
+        splits: our name of a split -> its name in `dataset`, where they differ.
+        source_column, target_column, prefix_column, id_column: columns; None means there is none. A target may be a
+            list of references: the first one trains, all of them score. Without an id the row number is used.
+        messages_column: a column of chat messages instead of source and target; the last message of the assistant is
+            the target, the chat template makes the prompt. Causal only.
+        source_prefix: fixed text before every source.
+        source_suffix: fixed text after every source; no truncation removes it.
+        max_source_length: tokens kept of a training source, prefixes and special tokens included; None for as many as
+            the model was trained on. In causal text without a target: tokens of a training block.
+        eval_max_source_length: the same for evaluation; None for the whole document.
+        max_prefix_length: tokens kept of the row's prefix, None for all.
+        max_target_length, eval_max_target_length: tokens kept of a target, its special tokens included;
+            `eval_max_target_length` None takes `max_target_length`.
+        pad_to_multiple_of: batches are padded to a multiple of it.
+        max_train_samples, max_eval_samples, max_test_samples: rows kept of a split, None for all.
+        sample_seed: None keeps the first rows; a number draws them with that seed.
+        test_slice: [start, end] of the test set, as in Python; end may be null.
+        merge_duplicates: rows with equal id become one with several references (validation and test only).
+        eval_during_training: part of the validation rows used while training: a number of rows, or a share below 1.
+        train_view: "truncated" trains on the first `max_source_length` tokens.
+        eval_views: how the evaluated documents are read: "full" with memory, "truncated" as the base model sees them,
+            "context" whole and without memory. None: "full" if there is a memory, else "truncated".
+        scored_tokens: causal text without a target: how many last tokens of a document are scored.
+        on_too_long: what happens to sources longer than the limit: "truncate", "skip" or "error".
+        on_empty_target: what happens to rows without a target text: "error" or "skip".
+        num_proc: processes that tokenise.
+        overwrite_cache: tokenise again, even if the result is in the cache of `datasets`.
+    """
+
+    train: str | list[str] | None = None
+    validation: str | list[str] | None = None
+    test: str | list[str] | None = None
+    dataset: str | None = None
+    config: str | None = None
+    data_dir: str | None = None
+    revision: str | None = None
+    splits: dict[str, str] = field(default_factory=dict)
+    source_column: str = "source"
+    target_column: str | None = "target"
+    prefix_column: str | None = None
+    id_column: str | None = None
+    messages_column: str | None = None
+    source_prefix: str = ""
+    source_suffix: str = ""
+    max_source_length: int | None = None
+    eval_max_source_length: int | None = None
+    max_prefix_length: int | None = None
+    max_target_length: int = 128
+    eval_max_target_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    max_test_samples: int | None = None
+    sample_seed: int | None = None
+    test_slice: list[int | None] | None = None
+    merge_duplicates: bool = True
+    eval_during_training: int | float | None = None
+    train_view: Literal["truncated"] = "truncated"
+    eval_views: list[View] | None = None
+    scored_tokens: int = 512
+    on_too_long: Literal["truncate", "skip", "error"] = "truncate"
+    on_empty_target: Literal["error", "skip"] = "error"
+    num_proc: int | None = None
+    overwrite_cache: bool = False
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        lengths = ("max_source_length", "eval_max_source_length", "max_target_length", "eval_max_target_length")
+        counts = ("max_train_samples", "max_eval_samples", "max_test_samples")
+        others = ("pad_to_multiple_of", "scored_tokens", "num_proc")
+        _at_least({name: getattr(self, name) for name in (*lengths, *counts, *others)}, 1)
+        _at_least({"max_prefix_length": self.max_prefix_length}, 0)
+        share = self.eval_during_training
+        if share is not None and (share <= 0 or (share > 1 and share != int(share))):
+            raise ValueError(
+                f"`eval_during_training` must be a number of rows or a share between 0 and 1, got {share}."
+            )
+        if self.test_slice is not None and len(self.test_slice) != 2:
+            raise ValueError(f"`test_slice` must be [start, end], got {self.test_slice}.")
+        if self.eval_views is not None and (not self.eval_views or len(set(self.eval_views)) < len(self.eval_views)):
+            raise ValueError(f"`eval_views` must name different views, or be null, got {self.eval_views}.")
+
+    def validate_origin(self) -> None:
+        """Rows come from files or from a dataset; a dataset's options need one."""
+        if self.dataset is not None and (self.train or self.validation or self.test):
+            raise ValueError("`dataset` and the files `train`, `validation`, `test` exclude each other.")
+        if self.dataset is None and (given := [n for n in ("config", "data_dir", "revision") if getattr(self, n)]):
+            raise ValueError(f"`{given[0]}` belongs to `dataset`, which is not given.")
+        if unknown := sorted(set(self.splits) - {"train", "validation", "test"}):
+            raise ValueError(f"`splits` maps train, validation and test to names in `dataset`, got {unknown}.")
+
+
+@strict
+@dataclass
+class AdapterArguments:
+    """A small set of trained weights on a frozen base.
+
+    Args:
+        type: "lora" (Hu et al. 2021, arXiv 2106.09685).
+        r: rank.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the input of the update, in [0, 1).
+        target_modules: names of the linear layers, "all-linear", or None for attention and MLP projections.
+        base_model: what the saved adapter names as its base, if it is not `model.name`.
+    """
+
+    type: Literal["lora"] = "lora"
+    r: int = 8
+    alpha: int | float = 16
+    dropout: float | int = 0.0
+    target_modules: str | list[str] | None = None
+    base_model: str | None = None
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        _at_least({"r": self.r}, 1)
+        if self.alpha <= 0:
+            raise ValueError(f"`alpha` must be above 0, got {self.alpha}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
+
+
+@dataclass
+class RunConfiguration:
+    """All blocks of a run, checked on their own and against each other.
+
+    Args:
+        training: fields of `Seq2SeqTrainingArguments` by their stock names, without the two below.
+        early_stopping_patience, early_stopping_threshold: of the block `training`; patience None stops nothing early.
+        memory, adapter: None where the block is absent: no memory, full weights.
+        generation: fields of `GenerationConfig`.
+        metrics: names, or {"name": ..., option: value}.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: dict[str, Any]
+    memory: UnlimiformerConfig | None = None
+    adapter: AdapterArguments | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str | dict[str, Any]] = field(default_factory=list)
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
