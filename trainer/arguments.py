@@ -1,8 +1,8 @@
 """The blocks of a run's configuration: what each option means, its type and its range.
 
-One dataclass for each block whose options are ours. `training` holds the stock fields of `Seq2SeqTrainingArguments` (and
-early stopping), `generation` those of `GenerationConfig`, `memory` is an `UnlimiformerConfig`. `config_file.py` reads
-files and command lines into a `RunConfiguration` and checks what no block can check alone.
+One dataclass for each block whose options are ours. `training` holds the stock fields of `Seq2SeqTrainingArguments`
+and early stopping, `generation` those of `GenerationConfig`, `memory` is an `UnlimiformerConfig`. `config_file.py`
+reads files and command lines into a `RunConfiguration`; `block_rules.py` checks what no block can check alone.
 """
 
 # No `from __future__ import annotations` here: it would silently switch the strict type checks off.

@@ -1,0 +1,181 @@
+"""What the blocks of a configuration demand of each other; checked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import get_token
+from transformers import GenerationConfig
+
+from graft.trainer.arguments import RunConfiguration
+from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.metrics import METRIC_VALUES, TOKEN_METRICS, metric_named
+
+
+def resolve_views(configuration: RunConfiguration) -> None:
+    """Put the default of `data.eval_views` in its place: with a memory it is read, without one nothing is."""
+    if configuration.data.eval_views is None:
+        configuration.data.eval_views = ["truncated"] if configuration.memory is None else ["full"]
+
+
+def has_target(configuration: RunConfiguration) -> bool:
+    """Whether rows have a target text, or the run reads text for its own sake (causal language modelling)."""
+    return configuration.data.messages_column is not None or configuration.data.target_column is not None
+
+
+def text_metrics(configuration: RunConfiguration) -> list[str]:
+    """Names of the metrics that score generated texts."""
+    names = [metric if isinstance(metric, str) else str(metric.get("name")) for metric in configuration.metrics]
+    return [name for name in names if name not in TOKEN_METRICS]
+
+
+def available_metric_names(configuration: RunConfiguration) -> list[str]:
+    """What an evaluation of this run will report, such as "eval_full_rougeL", for `metric_for_best_model`."""
+    values = ["loss", "perplexity"] + ([] if has_target(configuration) else ["bits_per_byte"])
+    values += [value for name in text_metrics(configuration) for value in METRIC_VALUES[name]]
+    return [f"eval_{view}_{value}" for view in configuration.data.eval_views or [] for value in values]
+
+
+def check_blocks(configuration: RunConfiguration) -> None:
+    """Refuse blocks that contradict each other, or that would do nothing.
+
+    Raises:
+        ConfigurationError: the first contradiction, with both options and the way out.
+    """
+    for rule in (
+        _check_training_needs,
+        _check_data,
+        _check_memory,
+        _check_generation,
+        _check_metrics,
+        _check_best_model,
+        _check_hub,
+    ):
+        rule(configuration)
+
+
+def _check_training_needs(configuration: RunConfiguration) -> None:
+    training, data = configuration.training, configuration.data
+    if not training.get("output_dir"):
+        raise ConfigurationError("`training.output_dir` is missing: the folder that receives all a run writes.")
+    if data.dataset is None:
+        needs = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
+        for switch, split in needs.items():
+            if training.get(switch) and not getattr(data, split):
+                raise ConfigurationError(
+                    f"`training.{switch}` is true but there is no `data.{split}`: name its files."
+                )
+        if training.get("eval_strategy", "no") != "no" and not data.validation:
+            raise ConfigurationError(
+                f"`training.eval_strategy` is {training['eval_strategy']!r} but there are no rows to evaluate: add "
+                "`data.validation`, or set the strategy to 'no'."
+            )
+        if not (data.train or data.validation or data.test):
+            raise ConfigurationError(
+                "The block `data` names no rows: give `data.train`, `data.validation`, `data.test` or `data.dataset`."
+            )
+    if training.get("fsdp") and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ConfigurationError(
+            f"`training.fsdp` is {training['fsdp']!r} with one process, which has nothing to shard: start several "
+            "with `torchrun --nproc_per_node N scripts/run.py ...`, or leave it out."
+        )
+
+
+def _check_data(configuration: RunConfiguration) -> None:
+    model, data = configuration.model, configuration.data
+    if model.task == "seq2seq" and data.messages_column is not None:
+        raise ConfigurationError("`data.messages_column` is for `model.task` 'causal', got 'seq2seq'.")
+    if model.task == "seq2seq" and data.target_column is None:
+        raise ConfigurationError("`data.target_column` is null, but `model.task` 'seq2seq' has nothing to learn then.")
+    if model.attn_implementation is not None and "/" in model.attn_implementation:
+        raise ConfigurationError(
+            f"`model.attn_implementation` {model.attn_implementation!r} names a repository of code and is refused: a "
+            "configuration executes nothing. Use 'eager', 'sdpa' or 'flash_attention_2'."
+        )
+
+
+def _check_memory(configuration: RunConfiguration) -> None:
+    if configuration.memory is None and "full" in (configuration.data.eval_views or []):
+        raise ConfigurationError(
+            "`data.eval_views` holds 'full', which reads documents with memory, but there is no block `memory`: add "
+            "it (`{}` takes the defaults), or use 'truncated' or 'context'."
+        )
+
+
+def _check_generation(configuration: RunConfiguration) -> None:
+    generates = bool(configuration.training.get("predict_with_generate"))
+    if generates and not has_target(configuration):
+        raise ConfigurationError(
+            "`training.predict_with_generate` is true, but rows without a target (`data.target_column` null) are "
+            "scored by likelihood only."
+        )
+    if configuration.generation and not generates:
+        raise ConfigurationError(
+            "The block `generation` would do nothing: set `training.predict_with_generate` to true, or leave it out."
+        )
+    try:
+        GenerationConfig(**configuration.generation).validate(strict=True)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"Block `generation`: {error}") from error
+
+
+def _check_metrics(configuration: RunConfiguration) -> None:
+    for metric in configuration.metrics:
+        if metric not in TOKEN_METRICS:
+            metric_named(metric)
+    if (texts := text_metrics(configuration)) and not configuration.training.get("predict_with_generate"):
+        raise ConfigurationError(
+            f"`metrics` holds {texts[0]!r}, which scores generated texts: set `training.predict_with_generate` to "
+            "true."
+        )
+    if "bits_per_byte" in configuration.metrics and has_target(configuration):
+        raise ConfigurationError("`metrics` holds 'bits_per_byte', which is for text without a target only.")
+
+
+def _check_best_model(configuration: RunConfiguration) -> None:
+    training = configuration.training
+    best, metric = training.get("load_best_model_at_end"), training.get("metric_for_best_model")
+    if configuration.early_stopping_patience is not None:
+        if not best:
+            raise ConfigurationError(
+                "`training.early_stopping_patience` needs `training.load_best_model_at_end` to be true."
+            )
+        if configuration.early_stopping_patience < 1:
+            raise ConfigurationError(
+                f"`training.early_stopping_patience` must be at least 1, got {configuration.early_stopping_patience}."
+            )
+    if best and training.get("eval_strategy", "no") == "no":
+        raise ConfigurationError(
+            "`training.load_best_model_at_end` needs `training.eval_strategy` 'steps' or 'epoch', got 'no'."
+        )
+    names = available_metric_names(configuration)
+    if best and metric is None:
+        raise ConfigurationError(
+            f"`training.load_best_model_at_end` needs `training.metric_for_best_model`, one of {', '.join(names)}."
+        )
+    if metric is not None and metric not in names:
+        raise ConfigurationError(
+            f"`training.metric_for_best_model` must be one of {', '.join(names)}, got {metric!r}."
+        )
+
+
+def _check_hub(configuration: RunConfiguration) -> None:
+    training = configuration.training
+    strategy = training.get("hub_strategy")
+    if strategy in ("checkpoint", "all_checkpoints"):
+        raise ConfigurationError(
+            f"`training.hub_strategy` {strategy!r} is refused: it would publish the optimizer's pickles; use "
+            "'every_save' or 'end'."
+        )
+    if not training.get("push_to_hub"):
+        return
+    if get_token() is None:
+        raise ConfigurationError("`training.push_to_hub` needs a token: run `hf auth login`, or set HF_TOKEN.")
+    base = configuration.adapter and (configuration.adapter.base_model or configuration.model.name)
+    if base and Path(base).exists() and Path(base).resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        raise ConfigurationError(
+            f"The adapter would name {base!r} as its base, a temporary folder nobody else has: set "
+            "`adapter.base_model` to the id of the base."
+        )
