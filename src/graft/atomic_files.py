@@ -1,0 +1,150 @@
+"""Files and folders that are either whole or absent: written under a temporary name, then renamed.
+
+A reader, or a job that starts again after a kill, never meets half a file. What belongs together carries a manifest
+with sizes and SHA-256 sums, checked before anything is read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def _temporary_name(path: Path) -> Path:
+    """A name beside `path` (a rename must not cross file systems), hidden, used by nobody else."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it becomes `path` at the end of the `with`, or vanishes after an exception.
+
+    Folders above `path` are made. A file already at `path` is replaced in one step.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # the content reaches the disk before the name does
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `path` at the end of the `with`, or vanishes after an exception.
+
+    Args:
+        path: where the folder shall be; an empty folder there counts as absent.
+        replace: take the place of what is at `path`, which is deleted only once the new folder stands there.
+
+    Raises:
+        FileExistsError: something is at `path` and `replace` is false.
+    """
+    path = Path(path)
+    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if occupied and not replace:
+        raise FileExistsError(f"`path` {path} exists and is not an empty folder; choose another or pass replace=True.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, previous = _temporary_name(path), _temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    except BaseException:
+        if previous.exists() and not path.exists():
+            os.replace(previous, path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _delete(previous)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write `text` in UTF-8 with Unix line ends; the file is whole or untouched."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write `value` as JSON that people can read: indented, keys in their order, no NaN (which is no JSON)."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content in hexadecimal; reads it in blocks, so the file may be larger than memory."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: str | Path, details: Mapping[str, Any]) -> Path:
+    """Write `manifest.json`: `details`, and the size and SHA-256 of every file under `folder`.
+
+    Call it last, on a folder that is complete; `details` hold what a reader must know first (shapes, versions).
+    """
+    folder = Path(folder)
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in _names(folder)
+    }
+    return write_json(folder / MANIFEST, {"details": dict(details), "files": files})
+
+
+def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
+    """Return the `details` that `write_manifest` was given, after checking that the files are the ones it listed.
+
+    Args:
+        folder: holds `manifest.json`. Files it does not list are left alone.
+        verify: also compare SHA-256 sums, which reads every file once; otherwise names and sizes only.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: the manifest is no such JSON, or a listed file is missing or differs; names it.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it was not written by graft, or not to its end.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        details, files = dict(manifest["details"]), dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a manifest ({error}).") from error
+    for name, expected in files.items():
+        _check_listed(path.parent, name, expected, verify)
+    return details
+
+
+def _check_listed(folder: Path, name: str, expected: Mapping[str, Any], verify: bool) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder / MANIFEST} lists {name!r}, which lies outside its folder.")
+    if not path.is_file():
+        raise ValueError(f"{folder} lacks {name!r}, which its manifest lists.")
+    if (size := path.stat().st_size) != expected["bytes"]:
+        raise ValueError(f"{path} has {size} bytes, its manifest says {expected['bytes']}.")
+    if verify and sha256(path) != expected["sha256"]:
+        raise ValueError(f"{path} is damaged: its SHA-256 differs from the one in its manifest.")
+
+
+def _names(folder: Path) -> list[str]:
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in files if name != MANIFEST)
