@@ -1,0 +1,19 @@
+"""The one place where our classes become known to transformers' Auto classes.
+
+Runs when a public name of graft is first touched, or by `import graft.registration`. Running it again changes nothing.
+"""
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from graft.configuration.configuration_unlimiformer import UnlimiformerBartConfig, UnlimiformerLlamaConfig
+from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart
+from graft.modeling.unlimiformer.modeling_unlimiformer_llama import UnlimiformerLlamaForCausalLM
+
+_REGISTERED = (
+    (UnlimiformerBartConfig, AutoModelForSeq2SeqLM, UnlimiformerBart),
+    (UnlimiformerLlamaConfig, AutoModelForCausalLM, UnlimiformerLlamaForCausalLM),
+)
+
+for _config_class, _auto_class, _model_class in _REGISTERED:
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    _auto_class.register(_config_class, _model_class, exist_ok=True)
