@@ -10,6 +10,7 @@ This file is copied along: a class that was loaded from such a folder saves its 
 
 import ast
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,9 @@ class SavesItsCode(_Model):
 
     auto_classes: ClassVar[tuple[str, ...]]
 
-    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """Save as the stock model does, and the code that loads the folder; takes the same arguments.
 
         Raises:
@@ -54,15 +57,17 @@ class SavesItsCode(_Model):
         """
         if is_main_process:
             write_remote_code(self, save_directory, self.auto_classes)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
-    def _get_files_timestamps(self, working_dir: str | Path) -> dict[str, float]:
+    def _get_files_timestamps(self, working_dir: str | os.PathLike[Any]) -> dict[str, float]:
         # With push_to_hub=True the stock method uploads what is newer than these times, and our code is already there.
         times: dict[str, float] = super()._get_files_timestamps(working_dir)
         return {name: time for name, time in times.items() if not name.endswith(".py")}
 
 
-def write_remote_code(model: PreTrainedModel, folder: str | Path, auto_classes: Sequence[str]) -> list[Path]:
+def write_remote_code(
+    model: PreTrainedModel, folder: str | os.PathLike[Any], auto_classes: Sequence[str]
+) -> list[Path]:
     """Write the source of `model` flat into `folder` and name it in `model.config.auto_map`.
 
     The config itself is not written: save it afterwards.
