@@ -89,6 +89,9 @@ def _check_data(configuration: RunConfiguration) -> None:
         raise ConfigurationError("`data.messages_column` is for `model.task` 'causal', got 'seq2seq'.")
     if model.task == "seq2seq" and data.target_column is None:
         raise ConfigurationError("`data.target_column` is null, but `model.task` 'seq2seq' has nothing to learn then.")
+    fixed = ("source_prefix", "source_suffix", "prefix_column")
+    if not has_target(configuration) and (given := [name for name in fixed if getattr(data, name)]):
+        raise ConfigurationError(f"`data.{given[0]}` is for rows with a target, but `data.target_column` is null.")
     if model.attn_implementation is not None and "/" in model.attn_implementation:
         raise ConfigurationError(
             f"`model.attn_implementation` {model.attn_implementation!r} names a repository of code and is refused: a "
@@ -118,7 +121,8 @@ def _check_generation(configuration: RunConfiguration) -> None:
     try:
         GenerationConfig(**configuration.generation).validate(strict=True)
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"Block `generation`: {error}") from error
+        first = str(error).partition("\nIf you're using a pretrained model")[0]  # that advice is for folders
+        raise ConfigurationError(f"Block `generation`: {' '.join(first.split())}") from error
 
 
 def _check_metrics(configuration: RunConfiguration) -> None:

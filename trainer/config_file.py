@@ -1,7 +1,7 @@
 """Configuration files and command-line overrides, read into one checked `RunConfiguration`.
 
 Files are JSON (or YAML by their suffix), merged from left to right, deep by block. Everything is checked before
-anything is loaded, and each mistake gives one `ConfigurationError` that names the option, its value and what is allowed.
+anything is loaded, and each mistake gives one `ConfigurationError` naming the option, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ def _unknown(path: str, origin: str) -> ConfigurationError:
     last = path.rpartition(".")[2]
     if "trust" in last:
         return ConfigurationError(
-            f"`{path}` in {origin} is refused: consent to run a model's own code is the flag `--trust-remote-code` of "
+            f"`{path}` {origin} is refused: consent to run a model's own code is the flag `--trust-remote-code` of "
             "the command line and never part of a configuration, so that a shared configuration executes nothing."
         )
     if last in OLD_NAMES:
-        return ConfigurationError(f"`{path}` in {origin} is an old name; instead there is {OLD_NAMES[last]}.")
+        return ConfigurationError(f"`{path}` {origin} is an old name; instead there is {OLD_NAMES[last]}.")
     nearest = difflib.get_close_matches(path, _all_paths(), n=3, cutoff=0.7)
     if not nearest:  # the right field in the wrong block, or a misspelt field without its block
         by_field = {known.rpartition(".")[2]: known for known in _all_paths()}
         nearest = [by_field[name] for name in difflib.get_close_matches(last, by_field, n=3, cutoff=0.7)]
     if nearest:
         return ConfigurationError(
-            f"`{path}` in {origin} is unknown; did you mean {' or '.join(f'`{name}`' for name in nearest)}?"
+            f"`{path}` {origin} is unknown; did you mean {' or '.join(f'`{name}`' for name in nearest)}?"
         )
     return ConfigurationError(
-        f"`{path}` in {origin} is unknown; there are the blocks {', '.join([*_BLOCKS, 'training', 'generation'])} and "
+        f"`{path}` {origin} is unknown; there are the blocks {', '.join([*_BLOCKS, 'training', 'generation'])} and "
         "the list metrics."
     )
 
@@ -117,7 +117,7 @@ def _refuse_code(value: Any, path: str, origin: str) -> None:
             name = metric.get("name") if isinstance(metric, Mapping) else metric
             if isinstance(name, str) and ":" in name:
                 raise ConfigurationError(
-                    f"`metrics` in {origin} names code, {name!r}, and is refused: a function of your own is the flag "
+                    f"`metrics` {origin} names code, {name!r}, and is refused: a function of your own is the flag "
                     "`--metric module:function` of the command line, so that a shared configuration executes nothing."
                 )
 
@@ -127,7 +127,7 @@ def _check_names_and_types(block: str, contents: Any, origin: str) -> None:
     if block == "metrics":
         if not fits(contents, _METRICS_HINT):
             raise ConfigurationError(
-                f"`metrics` in {origin} must be a list of names or of objects with a `name`, got {contents!r}."
+                f"`metrics` {origin} must be a list of names or of objects with a `name`, got {contents!r}."
             )
         return
     if block not in (*_BLOCKS, "training", "generation"):
@@ -135,13 +135,13 @@ def _check_names_and_types(block: str, contents: Any, origin: str) -> None:
     if contents is None and block in _OPTIONAL:
         return
     if not isinstance(contents, dict):
-        raise ConfigurationError(f"The block `{block}` in {origin} must be an object of options, got {contents!r}.")
+        raise ConfigurationError(f"The block `{block}` {origin} must be an object of options, got {contents!r}.")
     for name, value in contents.items():
         if name not in _hints(block):
             raise _unknown(f"{block}.{name}", origin)
         if not fits(value, _hints(block)[name]):
             raise ConfigurationError(
-                f"`{block}.{name}` in {origin} must be {describe(_hints(block)[name])}, got {value!r}."
+                f"`{block}.{name}` {origin} must be {describe(_hints(block)[name])}, got {value!r}."
             )
 
 
@@ -153,7 +153,7 @@ def _merge(merged: dict[str, Any], contents: Mapping[str, Any], origin: str, pat
             _merge(merged[name], value, origin, here)
             continue
         if name in merged and merged[name] != value:
-            logger.info("%s replaces `%s`: %r -> %r", origin, here, merged[name], value)
+            logger.info("`%s` %s replaces %r by %r", here, origin, merged[name], value)
         merged[name] = dict(value) if isinstance(value, dict) else value
 
 
@@ -169,7 +169,7 @@ def _full_path(override: Override, origin: str) -> list[str]:
 
 
 def _apply_override(merged: dict[str, Any], override: Override) -> None:
-    origin = "the command line"
+    origin = "on the command line"
     removed = override.path.removeprefix("no-")
     if override.path.startswith("no-") and removed in _OPTIONAL and not override.values:
         merged.pop(removed, None)
@@ -202,7 +202,7 @@ def _build(block: str, contents: dict[str, Any]) -> Any:
         raise ConfigurationError(f"Block `{block}`: {error.__cause__ or error}") from error
 
 
-def from_dict(blocks: Mapping[str, Any], origin: str = "the configuration") -> RunConfiguration:
+def from_dict(blocks: Mapping[str, Any], origin: str = "in the configuration") -> RunConfiguration:
     """Build and check a configuration from its blocks, as `to_dict` writes them.
 
     Raises:
@@ -244,10 +244,11 @@ def read_configuration(paths: Sequence[str | Path], overrides: Sequence[str] = (
     merged: dict[str, Any] = {}
     for path in paths:
         contents = _read_file(Path(path))
-        _refuse_code(contents, "", str(path))
+        origin = f"in {path}"
+        _refuse_code(contents, "", origin)
         for block, options in contents.items():
-            _check_names_and_types(block, options, str(path))
-        _merge(merged, contents, str(path))
+            _check_names_and_types(block, options, origin)
+        _merge(merged, contents, origin)
     try:
         options_given = split_overrides(overrides)
     except ValueError as error:

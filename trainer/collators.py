@@ -1,0 +1,104 @@
+"""Rows to padded batches of tensors. Each collator takes the token columns of its rows and leaves the others alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from graft.trainer.tokenisation import IGNORED
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def pad(
+    rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"], multiple: int | None = None
+) -> Tensor:
+    """Rows of ids as one tensor (rows, longest), int64, the free places holding `value`."""
+    longest = max(map(len, rows))
+    if multiple is not None:
+        longest = -(-longest // multiple) * multiple
+    padded = torch.full((len(rows), longest), value, dtype=torch.long)
+    for number, ids in enumerate(rows):
+        if len(ids):
+            place = slice(longest - len(ids), None) if side == "left" else slice(len(ids))
+            padded[number, place] = torch.as_tensor(ids, dtype=torch.long)
+    return padded
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, else the end-of-sequence token, else 0: padded places are masked, so any id will do."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _padded_ids(
+    rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"], multiple: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The padded ids and their mask, 1 where a row has a token."""
+    return pad(rows, value, side, multiple), pad([[1] * len(ids) for ids in rows], 0, side, multiple)
+
+
+@dataclass
+class Seq2SeqCollator:
+    """Sources and targets, right-padded; labels are -100 after the target. The model makes its decoder input itself.
+
+    Args:
+        pad_to_multiple_of: both lengths become a multiple of it; None for the longest row's.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """input_ids, attention_mask (rows, source) and, if there are targets, labels (rows, target)."""
+        ids, mask = _padded_ids(
+            [row["input_ids"] for row in rows], padding_id(self.tokenizer), "right", self.pad_to_multiple_of
+        )
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "labels" in rows[0]:
+            batch["labels"] = pad([row["labels"] for row in rows], IGNORED, "right", self.pad_to_multiple_of)
+        return batch
+
+
+@dataclass
+class CausalTrainingCollator:
+    """Rows of a decoder, right-padded; labels are -100 where there is no token."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """input_ids, attention_mask, labels, all (rows, length)."""
+        ids, mask = _padded_ids(
+            [row["input_ids"] for row in rows], padding_id(self.tokenizer), "right", self.pad_to_multiple_of
+        )
+        labels = pad([row["labels"] for row in rows], IGNORED, "right", self.pad_to_multiple_of)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@dataclass
+class CausalEvaluationCollator:
+    """Rows of a decoder, left-padded, so that scored tokens and prompts end where the tensor ends."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """input_ids, attention_mask, labels (rows, length); as the rows have them also prompt_ids with prompt_mask
+        (rows, prompt) and memory_ids with memory_mask (rows, memory)."""
+        token = padding_id(self.tokenizer)
+        ids, mask = _padded_ids([row["input_ids"] for row in rows], token, "left")
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "labels" in rows[0]:
+            batch["labels"] = pad([row["labels"] for row in rows], IGNORED, "left")
+        for name in ("prompt", "memory"):
+            if f"{name}_ids" in rows[0]:
+                columns = _padded_ids([row[f"{name}_ids"] for row in rows], token, "left")
+                batch[f"{name}_ids"], batch[f"{name}_mask"] = columns
+        return batch

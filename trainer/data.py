@@ -1,0 +1,286 @@
+"""From loaded splits to the rows a Trainer takes: check, tokenise, lay out for each view."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+import graft
+from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.trainer import tokenisation
+from graft.trainer.arguments import DataArguments, RunConfiguration
+from graft.trainer.block_rules import has_target
+from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.rows import ColumnSettings, check_columns, merged_duplicates, standard_rows
+from graft.trainer.splits import load_splits, rows_during_training
+from graft.trainer.tokenisation import TokenSettings
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["load_splits", "prepare_evaluation", "prepare_training", "row_counts", "rows_during_training"]
+
+_TYPES: dict[str, Any] = {
+    "id": Value("string"),
+    "references": List(Value("string")),
+    "truncated": Value("bool"),
+    **dict.fromkeys(("length", "source_tokens", "scored_bytes"), Value("int64")),
+    **dict.fromkeys(
+        ("input_ids", "attention_mask", "labels", "prompt_ids", "memory_ids"),
+        List(Value("int64")),
+    ),
+}
+_TEXTS = ("source", "prefix", "target", "messages")
+
+
+# Mapping -------------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same for tokenizers that tokenise alike; unlike their pickles, it does not change when they are used."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    if isinstance(state, dict):
+        state |= {"truncation": None, "padding": None}  # set anew by every call
+    languages = [getattr(tokenizer, name, None) for name in ("src_lang", "tgt_lang")]
+    facts = [type(tokenizer).__name__, state, tokenizer.chat_template, tokenizer.special_tokens_map, languages]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def _source_of(module: ModuleType | None) -> str:
+    return inspect.getsource(module) if module is not None else ""
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """How `datasets` maps: in how many processes, and whether it may take an earlier result."""
+
+    num_proc: int | None
+    overwrite_cache: bool
+
+    def __call__(self, rows: Dataset, function: Callable[..., Any], facts: str, **options: Any) -> Dataset:
+        """Map with a fingerprint of the rows, the code of the function's file, `facts`, and graft's version."""
+        code = _source_of(inspect.getmodule(function))
+        text = "\0".join([rows._fingerprint, function.__name__, code, facts, graft.__version__])
+        return rows.map(
+            function,
+            batched=True,
+            batch_size=64,
+            num_proc=self.num_proc if len(rows) > 64 else None,
+            load_from_cache_file=not self.overwrite_cache,
+            new_fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16],
+            **options,
+        )
+
+
+def _standard(rows: Dataset, configuration: RunConfiguration, split: str) -> Dataset:
+    """The rows under our column names; duplicates merged outside of training."""
+    data = configuration.data
+    target = data.target_column if data.messages_column is None else data.messages_column
+    if split == "test" and target not in rows.column_names:
+        target = None  # a test set may keep its targets to itself
+    settings = ColumnSettings(
+        split=split,
+        source=data.source_column,
+        target=target,
+        prefix=data.prefix_column,
+        id=data.id_column,
+        messages=data.messages_column,
+        skips_empty_target=data.on_empty_target == "skip",
+        keeps_references=split != "train",
+    )
+    check_columns(rows.column_names, settings)
+    mapping = _Mapping(data.num_proc, data.overwrite_cache)
+    options = {"with_indices": True, "remove_columns": rows.column_names, "fn_kwargs": {"settings": settings}}
+    standard = mapping(rows, standard_rows, repr(settings), desc=f"Reading {split}", **options)
+    if len(standard) < len(rows):
+        logger.info("%s: %d rows without a target are left out.", split, len(rows) - len(standard))
+    if split != "train" and data.merge_duplicates and data.id_column and len(set(standard["id"])) < len(standard):
+        standard = _without_duplicates(standard, split)
+    if len(standard) == 0:
+        raise ConfigurationError(f"No row of the split {split} is left.")
+    return standard
+
+
+def _without_duplicates(rows: Dataset, split: str) -> Dataset:
+    has_references = "references" in rows.column_names
+    references = list(rows["references"]) if has_references else [[] for _ in range(len(rows))]
+    first, merged = merged_duplicates(list(rows["id"]), references)
+    logger.info("%s: %d rows with equal id became %d.", split, len(rows), len(first))
+    rows = rows.select(first)
+    return rows.remove_columns("references").add_column("references", merged) if has_references else rows  # type: ignore[call-arg]
+
+
+def _tokenised(
+    rows: Dataset,
+    function: Callable[..., Any],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TokenSettings,
+    data: DataArguments,
+) -> Dataset:
+    texts = [name for name in _TEXTS if name in rows.column_names]
+    given = {"tokenizer": tokenizer, "settings": settings}
+    try:
+        first = function(rows[:1], **given)  # which columns there will be; a bad setting shows before the long work
+        kept = [name for name in rows.column_names if name not in texts and name not in first]
+        types = Features({name: _TYPES[name] for name in (*kept, *first) if name not in texts})
+        return _Mapping(data.num_proc, data.overwrite_cache)(
+            rows,
+            function,
+            f"{settings!r} {tokenizer_fingerprint(tokenizer)}",
+            remove_columns=texts,
+            features=types,
+            fn_kwargs=given,
+            desc="Tokenising",
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+# What a Trainer takes ------------------------------------------------------------------------------------------------
+
+
+def _settings(configuration: RunConfiguration, limit: int | None, target_limit: int, view: str) -> TokenSettings:
+    data, memory = configuration.data, configuration.memory or UnlimiformerConfig()
+    return TokenSettings(
+        source_prefix=data.source_prefix,
+        source_suffix=data.source_suffix,
+        max_prefix_length=data.max_prefix_length,
+        source_limit=limit,
+        target_limit=target_limit,
+        scored_tokens=data.scored_tokens,
+        local_tokens=memory.local_tokens,
+        view=view,
+    )
+
+
+def _training_limit(configuration: RunConfiguration, max_positions: int | None, target_limit: int) -> int | None:
+    """Source tokens that the base model reads: as configured, or as many as it was trained on."""
+    if configuration.data.max_source_length is not None or max_positions is None:
+        return configuration.data.max_source_length
+    shares_positions = configuration.model.task == "causal" and has_target(configuration)
+    return max_positions - target_limit if shares_positions else max_positions
+
+
+def _without_too_long(rows: Dataset, data: DataArguments, split: str, limit: int | None) -> Dataset:
+    """What `data.on_too_long` says about rows whose source was cut."""
+    cut = np.flatnonzero(np.asarray(rows["truncated"], dtype=bool))
+    if len(cut) == 0 or data.on_too_long == "truncate":
+        if len(cut):
+            logger.info("%s: %d of %d sources were cut to %s tokens.", split, len(cut), len(rows), limit)
+        return rows
+    if data.on_too_long == "error":
+        raise ConfigurationError(
+            f"{len(cut)} sources of the split {split} exceed {limit} tokens, the first has the id "
+            f"{rows[int(cut[0])]['id']!r}; `data.on_too_long` may be 'truncate' or 'skip'."
+        )
+    logger.info("%s: %d of %d rows exceed %s tokens and are left out.", split, len(cut), len(rows), limit)
+    return rows.select(np.flatnonzero(~np.asarray(rows["truncated"], dtype=bool)))
+
+
+def _truncated_training(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+) -> Dataset:
+    data = configuration.data
+    limit = _training_limit(configuration, max_positions, data.max_target_length)
+    settings = _settings(configuration, limit, data.max_target_length, "truncated")
+    if configuration.model.task == "seq2seq":
+        function = tokenisation.seq2seq_rows
+    else:
+        function = tokenisation.causal_training_rows if has_target(configuration) else tokenisation.text_blocks
+    tokenised = _tokenised(_standard(rows, configuration, "train"), function, tokenizer, settings, data)
+    return _without_too_long(tokenised, data, "train", limit)
+
+
+_TRAINING_VIEWS = {"truncated": _truncated_training}
+
+
+def prepare_training(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+) -> Dataset:
+    """Rows to train on: input_ids, attention_mask, labels, length, truncated, id.
+
+    Args:
+        rows: the training split as loaded.
+        max_positions: tokens the model was trained on, the limit where `data.max_source_length` is None.
+
+    Raises:
+        ConfigurationError: a missing column, an empty source or target, a limit that leaves no room.
+    """
+    prepared = _TRAINING_VIEWS[configuration.data.train_view](rows, tokenizer, configuration, max_positions)
+    if len(prepared) == 0:
+        raise ConfigurationError("No row of the split train is left.")
+    return prepared
+
+
+def prepare_evaluation(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    configuration: RunConfiguration,
+    view: str,
+    max_positions: int | None,
+    split: str = "validation",
+) -> Dataset:
+    """Rows to evaluate in one view, in the order of the data.
+
+    All have input_ids, attention_mask, id, source_tokens, truncated, length; with targets also labels and references.
+    Causal rows have prompt_ids (with a target) or scored_bytes (without), and in the view "full" memory_ids, which may
+    be empty. The scored tokens are the same in every view. "context" leaves out rows of more than `max_positions`.
+
+    Raises:
+        ConfigurationError: a missing column, an empty source or reference, a limit that leaves no room, no row left.
+    """
+    data, causal = configuration.data, configuration.model.task == "causal"
+    target_limit = data.eval_max_target_length or data.max_target_length
+    limit = data.eval_max_source_length
+    standard = _standard(rows, configuration, split)
+    if causal and not has_target(configuration):
+        function = tokenisation.text_evaluation_rows
+        if not tokenizer.is_fast:
+            raise ConfigurationError(f"Scoring text needs the offsets of a fast tokenizer, not {type(tokenizer)}.")
+    else:
+        function = tokenisation.causal_evaluation_rows if causal else tokenisation.seq2seq_rows
+        if view == "truncated":
+            limits = [limit, _training_limit(configuration, max_positions, target_limit)]
+            limit = min((length for length in limits if length is not None), default=None)
+    settings = _settings(configuration, limit, target_limit, view)
+    prepared = _tokenised(standard, function, tokenizer, settings, data)
+    if limit == data.eval_max_source_length:
+        prepared = _without_too_long(prepared, data, split, limit)
+    if view == "context" and max_positions is not None:
+        prepared = _that_fit(prepared, max_positions, split)
+    if len(prepared) == 0:
+        raise ConfigurationError(f"No row of the split {split} is left for the view {view!r}.")
+    return prepared
+
+
+def _that_fit(rows: Dataset, max_positions: int, split: str) -> Dataset:
+    lengths = np.asarray(rows["length"])
+    if (lengths <= max_positions).all():
+        return rows
+    logger.warning(
+        "%s: the view 'context' leaves out %d of %d rows, longer than the %d positions the model was trained on; with "
+        "`data.eval_max_source_length` all views would see the same rows.",
+        split,
+        int((lengths > max_positions).sum()),
+        len(rows),
+        max_positions,
+    )
+    return rows.select(np.flatnonzero(lengths <= max_positions))
+
+
+def row_counts(raw: Dataset, prepared: Dataset) -> dict[str, int]:
+    """For a run's record: rows in the split, rows prepared from them, and how many of those had their source cut."""
+    truncated = int(np.asarray(prepared["truncated"], dtype=bool).sum())
+    return {"rows": len(raw), "prepared": len(prepared), "truncated": truncated}

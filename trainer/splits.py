@@ -1,0 +1,116 @@
+"""The splits of a run as they are on disk or in a data set: loaded, sliced, sampled, with their own columns."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from graft.trainer.arguments import DataArguments
+from graft.trainer.configuration_error import ConfigurationError
+
+SPLITS = ("train", "validation", "test")
+_READERS = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".md": "text",
+    ".parquet": "parquet",
+    ".rst": "text",
+    ".txt": "text",
+}
+
+
+def _files(split: str, patterns: str | list[str]) -> list[str]:
+    """The files that `data.<split>` names, in sorted order within each pattern."""
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        matches = [match for match in matches if Path(match).is_file()]
+        if not matches:
+            raise ConfigurationError(f"`data.{split}` {pattern!r} names no file.")
+        found += matches
+    return found
+
+
+def _load_files(split: str, patterns: str | list[str]) -> Dataset:
+    files = _files(split, patterns)
+    suffixes = sorted({Path(file).suffix.lower() for file in files})
+    if len({_READERS.get(suffix) for suffix in suffixes}) > 1 or suffixes[0] not in _READERS:
+        raise ConfigurationError(
+            f"The files of `data.{split}` must all be of one kind out of {', '.join(sorted(_READERS))}; got "
+            f"{', '.join(suffix or 'no suffix' for suffix in suffixes)}."
+        )
+    reader = _READERS[suffixes[0]]
+    options = {"sample_by": "document"} if reader == "text" else {}  # a row per file, not per line
+    try:
+        return load_dataset(reader, data_files={split: files}, split=split, **options)
+    except Exception as error:  # what pandas, pyarrow and datasets raise for broken files has no common class
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ConfigurationError(f"`data.{split}` cannot be read as {reader}: {reason}") from error
+
+
+def _load_named(data: DataArguments) -> dict[str, Dataset]:
+    """The splits of `data.dataset`: a folder written by `save_to_disk`, a folder of data files, or a Hub id."""
+    assert data.dataset is not None
+    saved = Path(data.dataset)
+    try:
+        if (saved / "dataset_dict.json").is_file() or (saved / "state.json").is_file():
+            loaded: Any = load_from_disk(data.dataset)
+        else:
+            loaded = load_dataset(data.dataset, data.config, data_dir=data.data_dir, revision=data.revision)
+    except Exception as error:  # offline, unknown id, broken files, scripts: no common class
+        reason = " ".join(str(error).split())
+        if "scripts are no longer supported" in reason:
+            reason += " `datasets` has dropped loading scripts: convert it to Parquet."
+        raise ConfigurationError(f"`data.dataset` {data.dataset!r} cannot be loaded: {reason}") from error
+    if not isinstance(loaded, DatasetDict):
+        loaded = {"train": loaded}
+    named = {split: data.splits.get(split, split) for split in SPLITS}
+    if missing := [name for split, name in named.items() if split in data.splits and name not in loaded]:
+        raise ConfigurationError(
+            f"`data.splits` names {missing[0]!r}, but {data.dataset!r} has the splits {', '.join(loaded)}."
+        )
+    return {split: loaded[name] for split, name in named.items() if name in loaded}
+
+
+def _sampled(rows: Dataset, count: int | None, seed: int | None) -> Dataset:
+    """The first `count` rows, or with a seed that many drawn ones in their old order; all for None."""
+    if count is None or count >= len(rows):
+        return rows
+    if seed is None:
+        return rows.select(range(count))
+    return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False)))
+
+
+def load_splits(data: DataArguments) -> dict[str, Dataset]:
+    """The splits that the configuration names, sliced and sampled, with their own columns.
+
+    Raises:
+        ConfigurationError: no such file, files of different kinds, an unreadable file or data set, an empty split.
+    """
+    if data.dataset is not None:
+        splits = _load_named(data)
+    else:
+        patterns = {split: getattr(data, split) for split in SPLITS}
+        splits = {split: _load_files(split, files) for split, files in patterns.items() if files}
+    if "test" in splits and data.test_slice is not None:
+        start, end = data.test_slice
+        splits["test"] = splits["test"].select(range(*slice(start, end).indices(len(splits["test"]))))
+    counts = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_test_samples}
+    splits = {split: _sampled(rows, counts[split], data.sample_seed) for split, rows in splits.items()}
+    if empty := [split for split, rows in splits.items() if len(rows) == 0]:
+        raise ConfigurationError(f"The split {empty[0]} has no rows.")
+    return splits
+
+
+def rows_during_training(rows: Dataset, data: DataArguments) -> Dataset:
+    """The part of the validation rows that is evaluated while training, the same for the same seed."""
+    amount = data.eval_during_training
+    if amount is None:
+        return rows
+    count = max(1, round(amount * len(rows))) if isinstance(amount, float) and amount <= 1 else int(amount)
+    return _sampled(rows, count, data.sample_seed or 0)
