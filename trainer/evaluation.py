@@ -1,0 +1,113 @@
+"""One evaluation, row by row: what was predicted, how likely the targets were, and what follows from it.
+
+Means are weighted by tokens, so they depend neither on the batch size nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graft.atomic_files import write_text
+from graft.trainer.metrics import Metric, bits_per_byte, perplexity
+from graft.trainer.token_losses import IGNORED, bucket_means
+
+logger = logging.getLogger(__name__)
+
+BUCKET = 128  # target tokens in one bucket of the loss by position
+
+
+@dataclass
+class Evaluation:
+    """What one pass over a set of rows gave, in the order of the rows.
+
+    Args:
+        name: "eval_full", "test", ...: prefix of its metrics.
+        rows: column -> values, as far as the data has them: id, references, source_tokens, truncated, scored_bytes.
+        losses: (rows, tokens) nats per target token, -100 where there is none; None without targets.
+        predictions: generated texts, or None.
+        generated_tokens: tokens of each prediction.
+        seconds: time for each row, its share of the batch's.
+        values: metric -> value over all rows.
+        per_sample: metric -> a value for each row, or fewer where only some rows have a target.
+        signature: what the metrics of texts depend on.
+    """
+
+    name: str
+    rows: Mapping[str, Sequence[Any]]
+    losses: NDArray[np.float32] | None
+    predictions: list[str] | None
+    generated_tokens: list[int] | None
+    seconds: list[float]
+    values: dict[str, float] = field(default_factory=dict)
+    per_sample: dict[str, list[float]] = field(default_factory=dict)
+    signature: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def score(self, metrics: Sequence[Metric], by_position: bool) -> None:
+        """Fill `values` and `per_sample`.
+
+        Raises:
+            ValueError: a row has an empty reference; names it.
+        """
+        if self.losses is not None:
+            self._score_likelihood(by_position)
+        if self.predictions is not None and metrics and "references" in self.rows:
+            for metric in metrics:
+                result = metric(self.predictions, self.rows["references"])
+                self.values |= result.mean
+                self.per_sample |= result.per_sample
+                self.signature |= result.signature
+
+    def _score_likelihood(self, by_position: bool) -> None:
+        assert self.losses is not None
+        present = self.losses != IGNORED
+        sums = np.where(present, self.losses, 0).sum(axis=1, dtype=np.float64)
+        counts = present.sum(axis=1)
+        if not counts.sum():
+            return
+        self.values["loss"] = float(sums.sum() / counts.sum())
+        self.values["perplexity"] = perplexity(float(sums.sum()), int(counts.sum()))
+        self.per_sample["loss"] = [float(total / max(count, 1)) for total, count in zip(sums, counts, strict=True)]
+        if by_position and self.losses.shape[1] > BUCKET:
+            self.values |= bucket_means(torch.from_numpy(self.losses), BUCKET)
+        if "scored_bytes" in self.rows:
+            self.values["bits_per_byte"] = bits_per_byte(float(sums.sum()), sum(self.rows["scored_bytes"]))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """One object for each row, as the prediction files hold it."""
+        lines = []
+        for row in range(len(self)):
+            scores = {name: values[row] for name, values in self.per_sample.items() if len(values) == len(self)}
+            references = self._column("references", row)
+            lines.append(
+                {
+                    "id": self._column("id", row, str(row)),
+                    "prediction": self.predictions[row] if self.predictions is not None else None,
+                    "references": list(references) if references is not None else None,
+                    "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
+                    "source_tokens": self._column("source_tokens", row),
+                    "generated_tokens": self.generated_tokens[row] if self.generated_tokens is not None else None,
+                    "seconds": round(self.seconds[row], 4),
+                    "truncated": self._column("truncated", row),
+                }
+            )
+        return lines
+
+    def write(self, path: Path) -> None:
+        """Write `lines` to `path`; the file is whole or untouched."""
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines()))
+
+    def _column(self, name: str, row: int, default: Any = None) -> Any:
+        return self.rows[name][row] if name in self.rows else default

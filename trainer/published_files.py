@@ -1,0 +1,60 @@
+"""What may leave this machine: weights, configs, code and cards by an allow-list; pickles and predictions never."""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from graft.atomic_files import new_file, write_json
+
+PUBLISHED = ("*.safetensors", "*.json", "*.jsonl", "*.py", "*.txt", "*.jinja", "*.model", "*.md", "*.png")
+NOT_PUBLISHED = ("_*", "checkpoint-*", "predictions/*", "samples.jsonl", "trainer_state.json", "*.unfinished")
+
+
+def check_hub_strategy(args: Any) -> None:
+    """Refuse the two strategies of the stock that upload whole checkpoints.
+
+    Raises:
+        ValueError: names the strategy, the reason and what is allowed.
+    """
+    strategy = getattr(getattr(args, "hub_strategy", None), "value", None)
+    if strategy in ("checkpoint", "all_checkpoints"):
+        raise ValueError(
+            f"`hub_strategy` {strategy!r} would publish the optimizer's pickles; use 'every_save' or 'end'."
+        )
+
+
+def is_published(name: str) -> bool:
+    """Whether a file of a saved folder, named relative to it, may be uploaded."""
+    allowed = any(fnmatch(name, pattern) for pattern in PUBLISHED)
+    return allowed and not any(fnmatch(name, pattern) for pattern in NOT_PUBLISHED)
+
+
+def without_pickled_arguments(folder: Path, args: Any) -> None:
+    """Replace training_args.bin in `folder` by training_args.json, which holds no tokens."""
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    values = {name: value for name, value in args.to_dict().items() if not name.endswith("_token")}
+    write_json(folder / "training_args.json", values)
+
+
+def publish_checkpoint(checkpoint: Path, args: Any, repo_id: str, message: str) -> Any:
+    """Copy the checkpoint's published files to the output folder and upload that folder; returns the running job."""
+    output = Path(args.output_dir)
+    for source in sorted(checkpoint.iterdir()):
+        if source.is_file() and is_published(source.name):
+            with new_file(output / source.name) as unfinished:
+                shutil.copyfile(source, unfinished)
+    return HfApi().upload_folder(
+        repo_id=repo_id,
+        folder_path=output,
+        commit_message=message,
+        token=args.hub_token,
+        run_as_future=True,
+        allow_patterns=list(PUBLISHED),
+        ignore_patterns=list(NOT_PUBLISHED),
+        revision=args.hub_revision,
+    )
