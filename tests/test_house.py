@@ -201,12 +201,18 @@ import importlib, json, sys
 
 
 class NoExtras:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):  # it also finds the metadata of distributions
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {OPTIONAL!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        hidden = name.partition(".")[0] in {sorted(OPTIONAL)!r}
+        return None if hidden else self.finder.find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, NoExtras())
+sys.meta_path[:] = [NoExtras(finder) for finder in sys.meta_path]
 failed = {{}}
 for name in {sorted(modules())!r}:
     try:
