@@ -81,7 +81,7 @@ class MemoryAbility:
     Only the view "full", and evaluations without a view, use it; in training the stock model runs.
     """
 
-    columns = ("memory_ids", "memory_mask")
+    columns: tuple[str, ...] = ("memory_ids", "memory_mask")
 
     def __init__(self, config: UnlimiformerConfig) -> None:
         self.config = config

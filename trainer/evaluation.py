@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from graft.atomic_files import write_text
-from graft.trainer.metrics import Metric, bits_per_byte, perplexity
+from graft.trainer.metrics import Metric, bits_per_byte, bootstrap_interval, perplexity
 from graft.trainer.token_losses import IGNORED, bucket_means
 
 logger = logging.getLogger(__name__)
@@ -72,18 +72,41 @@ class Evaluation:
 
     def _score_likelihood(self, by_position: bool) -> None:
         assert self.losses is not None
-        present = self.losses != IGNORED
-        sums = np.where(present, self.losses, 0).sum(axis=1, dtype=np.float64)
-        counts = present.sum(axis=1)
-        if not counts.sum():
+        sums, counts = self._sums()
+        total, count = float(sums.sum()), int(counts.sum())
+        if not count:
             return
-        self.values["loss"] = float(sums.sum() / counts.sum())
-        self.values["perplexity"] = perplexity(float(sums.sum()), int(counts.sum()))
-        self.per_sample["loss"] = [float(total / max(count, 1)) for total, count in zip(sums, counts, strict=True)]
+        self.values |= {"loss": total / count, "perplexity": perplexity(total, count)}
+        self.per_sample["loss"] = [float(part / max(tokens, 1)) for part, tokens in zip(sums, counts, strict=True)]
         if by_position and self.losses.shape[1] > BUCKET:
             self.values |= bucket_means(torch.from_numpy(self.losses), BUCKET)
         if "scored_bytes" in self.rows:
-            self.values["bits_per_byte"] = bits_per_byte(float(sums.sum()), sum(self.rows["scored_bytes"]))
+            self.values["bits_per_byte"] = bits_per_byte(total, sum(self.rows["scored_bytes"]))
+
+    def _sums(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Summed loss and number of target tokens of each row."""
+        assert self.losses is not None
+        present = self.losses != IGNORED
+        return np.where(present, self.losses, 0).sum(axis=1, dtype=np.float64), present.sum(axis=1)
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """95 % bootstrap over rows of a value that is a mean over rows or over tokens; None for other values."""
+        if len(self) < 2:
+            return None
+        if name in ("loss", "perplexity", "bits_per_byte"):
+            return self._likelihood_interval(name)
+        rows = self.per_sample.get(name, [])
+        is_mean = len(rows) > 1 and math.isclose(sum(rows) / len(rows), self.values[name], rel_tol=1e-6, abs_tol=1e-9)
+        return bootstrap_interval(rows) if is_mean else None
+
+    def _likelihood_interval(self, name: str, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+        """Rows are drawn, tokens (or bytes) weigh: each draw gives the value as `score` would."""
+        sums, counts = self._sums()
+        weights = np.asarray(self.rows["scored_bytes"]) * math.log(2) if name == "bits_per_byte" else counts
+        drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+        means = sums[drawn].sum(axis=1) / np.maximum(weights[drawn].sum(axis=1), 1)
+        low, high = np.quantile(np.exp(np.minimum(means, 700)) if name == "perplexity" else means, [0.025, 0.975])
+        return float(low), float(high)
 
     def lines(self) -> list[dict[str, Any]]:
         """One object for each row, as the prediction files hold it."""

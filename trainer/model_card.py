@@ -16,7 +16,6 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from graft.atomic_files import write_text
-from graft.trainer.metrics import bootstrap_interval
 
 if TYPE_CHECKING:
     from graft.trainer.evaluation import Evaluation
@@ -79,15 +78,13 @@ class CardFacts:
 
 
 def scores_of(evaluations: Mapping[str, Evaluation]) -> list[Score]:
-    """Every finite value of every evaluation, with an interval where the value is a mean over rows."""
+    """Every finite value of every evaluation, with an interval where the value is a mean."""
     scores = []
     for name, evaluation in evaluations.items():
         for metric, value in evaluation.values.items():
             if not math.isfinite(value):
                 continue
-            rows = evaluation.per_sample.get(metric, [])
-            is_mean = len(rows) > 1 and math.isclose(sum(rows) / len(rows), value, rel_tol=1e-6, abs_tol=1e-9)
-            scores.append(Score(name, metric, value, bootstrap_interval(rows) if is_mean else None, len(evaluation)))
+            scores.append(Score(name, metric, value, evaluation.interval(metric), len(evaluation)))
     return scores
 
 
@@ -208,11 +205,13 @@ def facts_of_trainer(
 
 def _front_matter(facts: CardFacts) -> str:
     tags = ["graft", *(["unlimiformer"] if facts.abilities else []), *(["custom_code"] if facts.custom_code else [])]
+    is_local = facts.base_model is not None and Path(facts.base_model).exists()
+    base = None if is_local else facts.base_model  # the Hub takes ids here and nothing else
     values = ModelCardData(
         library_name="peft" if facts.relation == "adapter" else "transformers",
         pipeline_tag="text-generation" if facts.task == "causal" else "summarization",
-        base_model=facts.base_model,
-        base_model_relation=facts.relation if facts.base_model else None,
+        base_model=base,
+        base_model_relation=facts.relation if base else None,
         datasets=list(facts.datasets) or None,
         language=list(facts.language) or None,
         license=facts.license,
@@ -225,7 +224,7 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _model_index(facts: CardFacts) -> list[dict[str, Any]]:
-    task = {"type": "text-generation" if facts.task == "causal" else "summarization"}
+    task = "text-generation" if facts.task == "causal" else "summarization"
     dataset = facts.datasets[0] if facts.datasets else "local files"
     results = []
     for evaluation in dict.fromkeys(score.evaluation for score in facts.scores):
@@ -235,7 +234,7 @@ def _model_index(facts: CardFacts) -> list[dict[str, Any]]:
             if score.evaluation == evaluation
         ]
         where = {"name": f"{dataset} ({evaluation.replace('_', ' ')})", "type": dataset}
-        results.append({"task": task, "dataset": where, "metrics": metrics})
+        results.append({"task": {"type": task}, "dataset": where, "metrics": metrics})
     return results
 
 
@@ -254,10 +253,7 @@ def _results_table(scores: Sequence[Score]) -> str:
     for score in scores:
         interval = "" if score.interval is None else f"{score.interval[0]:.4g} to {score.interval[1]:.4g}"
         lines.append(f"| {score.evaluation} | {score.metric} | {score.value:.4g} | {interval} | {score.rows} |")
-    return (
-        "\n".join(lines)
-        + "\n\nIntervals are seeded bootstraps over rows; means over tokens and corpus values have none."
-    )
+    return "\n".join(lines) + "\n\nIntervals are seeded bootstraps over rows; corpus values have none."
 
 
 def _limits(facts: CardFacts) -> str:

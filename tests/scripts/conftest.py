@@ -1,0 +1,103 @@
+"""A tiny model, its data and a configuration file for the runs in these tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
+
+from graft.trainer.tokenizer_training import train_tokenizer
+
+TEXT = "the cat sat on a mat near an old house by the sea while rain fell all night and nobody came home"
+WORDS = TEXT.split(" ")
+
+
+def text(start: int, length: int) -> str:
+    return " ".join(WORDS[(start + 7 * step + step * step) % len(WORDS)] for step in range(length))
+
+
+def write_data(folder: Path, train: int = 24, validation: int = 5) -> None:
+    for name, count in (("train", train), ("validation", validation), ("test", 3)):
+        rows = [
+            {"name": f"{name}-{n}", "body": text(n, 12 + 9 * (n % 4)), "summary": text(n, 3)} for n in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_model(folder: Path, task: str, positions: int = 128) -> None:
+    tokenizer = train_tokenizer([text(n, 40) for n in range(20)], vocab_size=320, model_max_length=positions)
+    torch.manual_seed(0)
+    if task == "seq2seq":
+        model = BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=320,
+                d_model=16,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                max_position_embeddings=positions,
+            )
+        )
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=320,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=positions,
+                bos_token_id=0,
+                pad_token_id=1,
+                eos_token_id=2,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def configuration(folder: Path, task: str, **training) -> dict:
+    data = {name: str(folder / f"{name}.jsonl") for name in ("train", "validation", "test")}
+    data |= {"source_column": "body", "target_column": "summary", "id_column": "name", "max_target_length": 16}
+    data |= {"eval_views": ["truncated"]}
+    common = {"output_dir": str(folder / "out"), "max_steps": 4, "logging_steps": 1, "save_steps": 2, "use_cpu": True}
+    common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "disable_tqdm": True}
+    common |= {"eval_strategy": "steps", "eval_steps": 2, "predict_with_generate": True, "learning_rate": 1e-3}
+    return {
+        "model": {"task": task, "name": str(folder / "model")},
+        "data": data,
+        "training": common | training,
+        "generation": {"max_new_tokens": 8, "num_beams": 1, "do_sample": False},
+        "metrics": ["rouge"],
+    }
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """A function of (task, **training options) that writes model, data and config.json to `tmp_path`."""
+
+    def prepare(task: str, **training) -> Path:
+        write_data(tmp_path)
+        write_model(tmp_path / "model", task)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(configuration(tmp_path, task, **training)))
+        return path
+
+    return prepare
+
+
+@pytest.fixture
+def losses_of() -> Callable[[Path], dict[int, float]]:
+    """A function that reads step -> training loss from a run's metrics.jsonl."""
+
+    def losses(folder: Path) -> dict[int, float]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+    return losses

@@ -1,0 +1,85 @@
+"""A run that was killed with SIGKILL goes on and gives the losses and weights of a run that was not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from graft.scripts.run import main
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "run.py"
+OPTIONS = {"max_steps": 14, "save_steps": 3, "eval_strategy": "no", "do_train": True, "do_eval": True}
+
+
+def start(config: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), str(config), "--training.output_dir", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_at_step(config: Path, out: Path, step: int) -> None:
+    """Start the run and kill it once it has logged `step`."""
+    process = start(config, out)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        log = out / "metrics.jsonl"
+        if log.is_file() and len(log.read_text().splitlines()) >= step:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL, "the run ended before it was killed"
+
+
+def assert_equal_runs(out: Path, straight: Path, losses_of) -> None:
+    assert losses_of(out) == losses_of(straight)
+    weights = load_file(straight / "model.safetensors")
+    assert all(load_file(out / "model.safetensors")[name].equal(weight) for name, weight in weights.items())
+    results = [json.loads((folder / "run.json").read_text())["results"] for folder in (out, straight)]
+    assert results[0] == results[1]
+
+
+def test_resumed_run_equals_a_straight_one_after_a_kill(make_run, tmp_path, losses_of):
+    config = make_run("seq2seq", **OPTIONS)
+    assert main([str(config)]) == 0
+    kill_at_step(config, tmp_path / "killed", 8)
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["status"] == "running"
+    assert main(["--resume", str(tmp_path / "killed")]) == 0
+    record = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert record["training"]["resumed_from"] in ("checkpoint-3", "checkpoint-6")
+    assert_equal_runs(tmp_path / "killed", tmp_path / "out", losses_of)
+
+
+def test_a_partial_checkpoint_is_passed_over(make_run, tmp_path, losses_of):
+    config = make_run("causal", **OPTIONS)
+    assert main([str(config)]) == 0
+    shutil.copytree(tmp_path / "out", tmp_path / "cut")
+    weights = tmp_path / "cut" / "checkpoint-14" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "cut" / "checkpoint-12" / "trainer_state.json").unlink()
+    assert main([str(config), "--training.output_dir", str(tmp_path / "cut")]) == 0
+    record = json.loads((tmp_path / "cut" / "run.json").read_text())
+    assert record["training"]["resumed_from"] == "checkpoint-9"
+    assert_equal_runs(tmp_path / "cut", tmp_path / "out", losses_of)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_resumed_run_equals_a_straight_one_after_kills_at_random_moments(make_run, tmp_path, losses_of, seed):
+    options = OPTIONS | {"train_sampling_strategy": "group_by_length"} if seed % 2 else OPTIONS
+    config = make_run("seq2seq" if seed < 3 else "causal", **options)
+    assert main([str(config)]) == 0
+    rng = random.Random(seed)
+    for _ in range(2):
+        out = tmp_path / "killed"
+        done = len((out / "metrics.jsonl").read_text().splitlines()) if (out / "metrics.jsonl").is_file() else 0
+        kill_at_step(config, out, rng.randint(min(done + 1, 13), 13))
+    assert main(["--resume", str(out)]) == 0
+    assert_equal_runs(out, tmp_path / "out", losses_of)

@@ -1,0 +1,131 @@
+"""scripts/run.py from a configuration file to a finished folder, and what it says to a user's mistakes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from graft.scripts.run import main
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", ["seq2seq", "causal"])
+def test_run_leaves_a_finished_folder(make_run, tmp_path, task):
+    assert main([str(make_run(task)), "--no-abbreviation-is-known"]) == 2
+    assert main([str(make_run(task))]) == 0
+    out = tmp_path / "out"
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert {"eval_truncated_loss", "eval_truncated_rougeL", "test_loss"} <= set(record["results"])
+    assert record["rows"]["train"] == {"rows": 24, "prepared": 24, "truncated": 0}
+    assert record["configuration"]["model"]["task"] == task
+    logged = lines_of(out / "metrics.jsonl")
+    assert [line["step"] for line in logged if "loss" in line] == [1, 2, 3, 4]
+    assert all(line["tokens_per_second"] > 0 for line in logged if "loss" in line)
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("eval_truncated-step-000002", "eval_truncated-step-000004"):
+        ids = [line["id"] for line in lines_of(out / "predictions" / f"{name}.jsonl")]
+        assert ids == [f"validation-{n}" for n in range(5)]
+    assert len(lines_of(out / "predictions" / "test.jsonl")) == 3
+    assert [line["id"] for line in lines_of(out / "samples.jsonl")] == [
+        "validation-0",
+        "validation-2",
+        "validation-4",
+    ] * 2
+    pickles = [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert {path.name for path in pickles} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {path.parent.name for path in pickles} == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_run_json_repeats_the_run(make_run, tmp_path, losses_of):
+    assert main([str(make_run("causal"))]) == 0
+    assert main([str(tmp_path / "out" / "run.json"), "--training.output_dir", str(tmp_path / "again")]) == 0
+    assert losses_of(tmp_path / "again") == losses_of(tmp_path / "out")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert all(second[name].equal(weight) for name, weight in first.items())
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(make_run, tmp_path, capsys):
+    assert main([str(make_run("causal")), "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert "train: 8 rows tried" in plan
+    assert "labels" in plan
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapter_run_saves_the_adapter_alone_and_its_card_snippet_runs(make_run, tmp_path):
+    options = [
+        "--adapter.r",
+        "2",
+        "--no-generation",
+        "--metrics",
+        "perplexity",
+        "--training.predict_with_generate=false",
+    ]
+    assert main([str(make_run("causal")), *options]) == 0
+    out = tmp_path / "out"
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tmp_path / "model")
+    assert set(json.loads((out / "adapter_config.json").read_text())["target_modules"]) == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+    assert not (out / "model.safetensors").exists()
+    assert all("lora" in name for name in load_file(out / "adapter_model.safetensors"))
+    card = (out / "README.md").read_text()
+    assert "library_name: peft" in card
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_text_without_target_is_scored_by_likelihood(make_run, tmp_path):
+    options = [
+        *("--data.target_column", "null", "--data.max_source_length", "32", "--data.scored_tokens", "8"),
+        *("--no-generation", "--metrics", "bits_per_byte", "--training.predict_with_generate", "false"),
+        *("--data.eval_views", "truncated", "context"),
+    ]
+    assert main([str(make_run("causal")), *options]) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert {"eval_truncated_bits_per_byte", "eval_context_bits_per_byte"} <= set(record["results"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.target_column", "abstract"], "abstract.*body.*summary"),
+        (["--model.task", "causal"], "task.*'causal'.*BartForConditionalGeneration.*'seq2seq'"),
+        (["--model.name", "nowhere/to-be-found"], "model.name.*nowhere/to-be-found"),
+        (["--model.config_overrides.d_modell", "8"], "config_overrides.*d_modell.*d_model"),
+        (["--model.from_config", "true", "--adapter.r", "4"], "adapter.*from_config"),
+        (["--adapter.target_modules", '["nothing"]'], "adapter.target_modules"),
+        (["--metric", "no_such_module:score"], "--metric.*MODULE:FUNCTION.*no_such_module"),
+        (["--training.save_strategy", "sometimes"], "training.*sometimes"),
+        (["--data.chunksize", "8"], "data.chunksize"),
+        (["--resume", "{folder}/never"], "never/run.json"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(make_run, tmp_path, capsys, options, message):
+    import re
+
+    config = str(make_run("seq2seq"))
+    assert (
+        main([config, *(option.format(folder=tmp_path) if "{folder}" in option else option for option in options)])
+        == 2
+    )
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("graft-train: ")
+    assert re.search(message, last), last
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_folder_with_another_run_is_refused(make_run, capsys):
+    config = str(make_run("causal", max_steps=1, eval_strategy="no", do_train=True))
+    assert main([config]) == 0
+    assert main([config, "--data.max_source_length", "20"]) == 2
+    assert "data.max_source_length" in capsys.readouterr().err.splitlines()[-1]
+    assert main([config, "--fresh"]) == 2
+    assert "--fresh" in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,387 @@
+"""One run from its configuration to a finished folder: load, adapt, train, evaluate every view, predict, save, tell.
+
+What a run writes lies in `training.output_dir`; an interrupted run goes on from its newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from graft.atomic_files import write_json
+from graft.trainer.abilities import Ability, MemoryAbility
+from graft.trainer.arguments import RunConfiguration
+from graft.trainer.block_rules import has_target
+from graft.trainer.callbacks import GenerationSamples, LossCurve, Throughput
+from graft.trainer.checkpoints import RUN_FILE, check_output_dir, last_complete_checkpoint
+from graft.trainer.collators import CausalEvaluationCollator, CausalTrainingCollator, Seq2SeqCollator
+from graft.trainer.config_file import to_dict
+from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.data import load_splits, prepare_evaluation, prepare_training, row_counts, rows_during_training
+from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
+from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
+from graft.trainer.run_plan import plan_of
+from graft.trainer.run_record import run_record
+from graft.trainer.trainer import GraftSeq2SeqTrainer
+
+logger = logging.getLogger(__name__)
+
+DRY_ROWS = 8
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """What is said on the command line and never in a file.
+
+    Args:
+        dry_run: load everything and eight rows of each split, return the plan, write nothing.
+        fresh: the output folder must be empty.
+        trust_remote_code: the model's own code may run.
+        metrics: functions of (predictions, references) beside those of the configuration.
+        command: the command line as typed, for the model card.
+    """
+
+    dry_run: bool = False
+    fresh: bool = False
+    trust_remote_code: bool = False
+    metrics: Sequence[Metric] = ()
+    command: str | None = None
+
+
+@dataclass
+class Prepared:
+    """All a run needs before its first step."""
+
+    configuration: RunConfiguration
+    args: Seq2SeqTrainingArguments
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    splits: dict[str, Dataset]
+    train: Dataset | None
+    during_training: dict[str, Dataset]
+    rows: dict[str, dict[str, int]]
+    model: Any
+
+
+def run(configuration: RunConfiguration, flags: RunFlags | None = None) -> dict[str, Any]:
+    """Carry the run out and return its record, as run.json holds it; with `dry_run` only the plan.
+
+    Raises:
+        ConfigurationError: a user's mistake; nothing has been trained and the output folder holds no record of it.
+    """
+    flags = flags or RunFlags()
+    args = training_arguments(configuration)
+    if not flags.dry_run:
+        check_output_dir(_output(args), to_dict(configuration), flags.fresh)
+    prepared = prepare(configuration, args, flags)
+    if flags.dry_run:
+        return {"plan": plan_of(prepared)}
+    trainer = build_trainer(prepared, flags)
+    record = run_record(configuration, args, _flag_record(flags))
+    record |= {"rows": prepared.rows, "parameters": parameter_counts(trainer.model)}
+    record["model_revision"] = getattr(prepared.config, "_commit_hash", None) or configuration.model.revision
+    _write_record(args, record)
+    started = time.time()
+    try:
+        finished = _train(trainer, record)
+        if finished:
+            record["results"] = _evaluate(trainer, prepared) | _predict(trainer, prepared)
+        record |= {"status": "complete" if finished else "interrupted", "hours": (time.time() - started) / 3600}
+        _write_record(args, record)
+        if finished and args.do_train:
+            _publish(trainer, prepared, record, flags)
+    finally:
+        if args.world_size > 1:
+            trainer.accelerator.end_training()
+    return record
+
+
+def metric_of_ones_own(name: str) -> Metric:
+    """The function that `--metric module:function` names; importing it runs its module.
+
+    Raises:
+        ConfigurationError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        metric: Metric = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"`--metric` must be MODULE:FUNCTION, got {name!r}: {error}.") from error
+    return metric
+
+
+# Before the first step -----------------------------------------------------------------------------------------------
+
+
+def training_arguments(configuration: RunConfiguration) -> Seq2SeqTrainingArguments:
+    """The stock arguments, with graft's defaults where the block `training` says nothing.
+
+    Splits that are named are used: without `do_train`, `do_eval` and `do_predict` each follows from its split.
+    """
+    given = dict(configuration.training)
+    data = configuration.data
+    switches = {"do_train": data.train, "do_eval": data.validation, "do_predict": data.test}
+    if not any(given.get(switch) for switch in switches):
+        given |= {switch: bool(files or data.dataset) for switch, files in switches.items()}
+    given.setdefault("include_num_input_tokens_seen", "non_padding")
+    given.setdefault("logging_steps", 10)
+    if "enable_jit_checkpoint" in {field.name for field in fields(Seq2SeqTrainingArguments)}:
+        in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere signals have no handlers
+        given.setdefault("enable_jit_checkpoint", bool(given.get("do_train")) and in_main_thread)
+    try:
+        return Seq2SeqTrainingArguments(**given)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigurationError(f"Block `training`: {' '.join(str(error).split())}") from error
+
+
+def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, flags: RunFlags) -> Prepared:
+    """Load config, data, tokenizer and model, and lay the rows out; the order in which mistakes are cheapest."""
+    set_seed(args.seed)
+    config = load_config(configuration.model, configuration.memory, flags.trust_remote_code)
+    with args.main_process_first(desc="loading the splits"):
+        splits = load_splits(configuration.data)
+    if flags.dry_run:
+        splits = {name: rows.select(range(min(DRY_ROWS, len(rows)))) for name, rows in splits.items()}
+    _check_splits(args, splits)
+    with tempfile.TemporaryDirectory() as temporary, args.main_process_first(desc="tokenising"):
+        folder = Path(temporary if flags.dry_run else _output(args)) / "tokenizer"
+        texts = _training_texts(configuration, splits)
+        tokenizer = load_tokenizer(configuration.model, config, folder, texts, flags.trust_remote_code)
+        train, during_training, rows = _lay_out(configuration, args, splits, tokenizer, config)
+    _check_equal_rows(args, [*([train] if train is not None else []), *during_training.values()])
+    set_seed(args.seed)  # what was drawn so far depends on caches; weights must not
+    model: Any = load_model(configuration.model, config, flags.trust_remote_code)
+    if configuration.adapter is not None:
+        model = with_adapter(model, configuration.adapter, configuration.model)
+    if getattr(args, "activation_checkpointing", getattr(args, "gradient_checkpointing", False)):
+        model.enable_input_require_grads()
+    return Prepared(configuration, args, config, tokenizer, splits, train, during_training, rows, model)
+
+
+def _check_splits(args: Seq2SeqTrainingArguments, splits: Mapping[str, Dataset]) -> None:
+    needed = {
+        "train": args.do_train,
+        "validation": args.do_eval or args.eval_strategy != "no",
+        "test": args.do_predict,
+    }
+    for split, is_needed in needed.items():
+        if is_needed and split not in splits:
+            raise ConfigurationError(f"The run needs the split {split}, but `data` has only {', '.join(splits)}.")
+
+
+def _training_texts(configuration: RunConfiguration, splits: Mapping[str, Dataset]) -> Iterator[str]:
+    """Texts of the training rows, for a tokenizer that is trained on them."""
+    columns = (configuration.data.source_column, configuration.data.target_column)
+    if "train" not in splits:
+        raise ConfigurationError("A tokenizer can only be trained where there is a split train.")
+
+    def texts() -> Iterator[str]:
+        for row in splits["train"]:
+            for column in columns:
+                value = row.get(column) if column else None
+                yield from [value] if isinstance(value, str) else value or []
+
+    return texts()
+
+
+def _lay_out(
+    configuration: RunConfiguration,
+    args: Seq2SeqTrainingArguments,
+    splits: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+) -> tuple[Dataset | None, dict[str, Dataset], dict[str, dict[str, int]]]:
+    """Rows to train on, rows evaluated meanwhile by view, and how many rows became how many."""
+    positions = getattr(config, "max_position_embeddings", None)
+    train: Dataset | None = None
+    meanwhile: dict[str, Dataset] = {}
+    counts: dict[str, dict[str, int]] = {}
+    if args.do_train:
+        train = prepare_training(splits["train"], tokenizer, configuration, positions)
+        counts["train"] = row_counts(splits["train"], train)
+    if args.do_eval or args.eval_strategy != "no":
+        part = rows_during_training(splits["validation"], configuration.data)
+        for view in configuration.data.eval_views or []:
+            meanwhile[view] = prepare_evaluation(part, tokenizer, configuration, view, positions)
+            counts[f"validation_{view}"] = row_counts(part, meanwhile[view])
+    return train, meanwhile, counts
+
+
+def _check_equal_rows(args: Seq2SeqTrainingArguments, datasets: Sequence[Dataset]) -> None:
+    """Every process must see the same rows, or gradients would mix what was never one batch."""
+    if args.world_size < 2:
+        return
+    ids = "\0".join(str(name) for rows in datasets for name in rows["id"])
+    seen = gather_object([hashlib.sha256(ids.encode()).hexdigest()])
+    if len(set(seen)) > 1:
+        raise RuntimeError(f"The {args.world_size} processes loaded different rows; give each the same files.")
+
+
+def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
+    """The Trainer of the run, with its abilities, metrics, collators and callbacks."""
+    configuration, tokenizer = prepared.configuration, prepared.tokenizer
+    multiple = configuration.data.pad_to_multiple_of
+    seq2seq = configuration.model.task == "seq2seq"
+    metrics = [metric_named(metric) for metric in configuration.metrics if metric not in TOKEN_METRICS]
+    abilities: list[Ability] = [] if configuration.memory is None else [MemoryAbility(configuration.memory)]
+    callbacks: list[TrainerCallback] = [Throughput(), LossCurve(), GenerationSamples()]
+    if configuration.early_stopping_patience is not None:
+        patience, threshold = configuration.early_stopping_patience, configuration.early_stopping_threshold
+        callbacks.append(EarlyStoppingCallback(patience, threshold))
+    return GraftSeq2SeqTrainer(
+        prepared.model,
+        prepared.args,
+        data_collator=(Seq2SeqCollator if seq2seq else CausalTrainingCollator)(tokenizer, multiple),
+        eval_collator=None if seq2seq else CausalEvaluationCollator(tokenizer),
+        train_dataset=prepared.train,
+        eval_dataset=prepared.during_training or None,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        abilities=abilities,
+        metrics=[*metrics, *flags.metrics],
+        generation=_generation(configuration, tokenizer),
+    )
+
+
+def _generation(configuration: RunConfiguration, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The block `generation`; unless it says otherwise, as many new tokens as a target may have."""
+    if not has_target(configuration):
+        return {}
+    given = dict(configuration.generation)
+    if "max_length" not in given:
+        data = configuration.data
+        given.setdefault("max_new_tokens", data.eval_max_target_length or data.max_target_length)
+    if tokenizer.pad_token_id is not None:
+        given.setdefault("pad_token_id", tokenizer.pad_token_id)
+    return given
+
+
+# The run itself ------------------------------------------------------------------------------------------------------
+
+
+def _train(trainer: GraftSeq2SeqTrainer, record: dict[str, Any]) -> bool:
+    """Train, from the newest complete checkpoint if there is one; False if a signal stopped it half-way."""
+    if not trainer.args.do_train:
+        return True
+    checkpoint = last_complete_checkpoint(_output(trainer.args))
+    if checkpoint is not None:
+        logger.info("Going on from %s.", checkpoint)
+    done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    record["training"] = {
+        "steps": done.global_step,
+        "resumed_from": checkpoint.name if checkpoint is not None else None,
+        "best_metric": trainer.state.best_metric,
+        "best_step": trainer.state.best_global_step,
+        "tokens_seen": trainer.state.num_input_tokens_seen,
+        **{name: value for name, value in done.metrics.items() if isinstance(value, int | float)},
+    }
+    if _was_interrupted(trainer):
+        return False
+    trainer.save_model()
+    trainer.save_state()
+    return True
+
+
+def _was_interrupted(trainer: GraftSeq2SeqTrainer) -> bool:
+    managers = [getattr(callback, "jit_manager", None) for callback in trainer.callback_handler.callbacks]
+    return any(manager is not None and manager.is_checkpoint_requested for manager in managers)
+
+
+def _evaluate(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, float]:
+    """Every view of all validation rows, with the best weights if the run keeps them."""
+    if not prepared.args.do_eval:
+        return {}
+    rows = prepared.splits["validation"]
+    positions = getattr(prepared.config, "max_position_embeddings", None)
+    views = {}
+    for view in prepared.configuration.data.eval_views or []:
+        with prepared.args.main_process_first(desc="tokenising"):
+            views[view] = prepare_evaluation(rows, prepared.tokenizer, prepared.configuration, view, positions)
+    return _scores(trainer.evaluate(views))
+
+
+def _predict(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, float]:
+    """The test rows in the first view; targets, where there are some, are scored."""
+    if not prepared.args.do_predict:
+        return {}
+    view = (prepared.configuration.data.eval_views or ["truncated"])[0]
+    positions = getattr(prepared.config, "max_position_embeddings", None)
+    with prepared.args.main_process_first(desc="tokenising"):
+        rows = prepare_evaluation(
+            prepared.splits["test"], prepared.tokenizer, prepared.configuration, view, positions, split="test"
+        )
+    return _scores(trainer.predict(rows, view=view).metrics or {})
+
+
+def _publish(trainer: GraftSeq2SeqTrainer, prepared: Prepared, record: dict[str, Any], flags: RunFlags) -> None:
+    """Write the model card; push if the run asks for it, and leave a complete folder if that fails."""
+    trainer.card = _card(prepared, record, flags)
+    trainer.create_model_card()
+    if not prepared.args.push_to_hub:
+        return
+    try:
+        trainer.push_to_hub()
+    except OSError as error:  # no network, no right: the folder is whole
+        logger.error(
+            "Pushing failed (%s). Push later: hf upload %s %s", error, trainer.hub_model_id, _output(trainer.args)
+        )
+
+
+def _card(prepared: Prepared, record: Mapping[str, Any], flags: RunFlags) -> dict[str, Any]:
+    """What the card tells beyond what the Trainer knows."""
+    configuration, data = prepared.configuration, prepared.configuration.data
+    run_table = {
+        "hardware": "{name} ({device}), {processes} process(es)".format_map(record["hardware"]),
+        "hours": f"{record['hours']:.3g}",
+        "steps": str(record["training"]["steps"]),
+        "effective batch size": str(record["effective_batch_size"]),
+        "training tokens seen": f"{record['training']['tokens_seen']:,}",
+        "seed": str(record["seed"]),
+        "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+    }
+    base = None if configuration.model.from_config else configuration.model.name
+    if configuration.adapter is not None and configuration.adapter.base_model:
+        base = configuration.adapter.base_model
+    card = {"base_model": base, "command": flags.command, "run": run_table}
+    return card | ({"datasets": [data.dataset]} if data.dataset and not Path(data.dataset).exists() else {})
+
+
+def _flag_record(flags: RunFlags) -> dict[str, Any]:
+    names = [f"{function.__module__}:{getattr(function, '__name__', function)}" for function in flags.metrics]
+    return {"trust_remote_code": flags.trust_remote_code, "metrics": names, "command": flags.command}
+
+
+def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Finite values, without speeds and counters: seconds of each row are in the prediction files."""
+    others = ("_runtime", "_per_second", "epoch", "num_input_tokens_seen", "_preparation_time")
+    return {name: value for name, value in metrics.items() if not name.endswith(others) and math.isfinite(value)}
+
+
+def _output(args: TrainingArguments) -> Path:
+    return Path(args.output_dir or ".")
+
+
+def _write_record(args: Seq2SeqTrainingArguments, record: Mapping[str, Any]) -> None:
+    if args.process_index == 0:
+        write_json(_output(args) / RUN_FILE, record)

@@ -1,0 +1,49 @@
+"""What `--dry-run` shows: one example as the model will see it, what is trained, and what the run would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graft.trainer.loading import parameter_counts
+from graft.trainer.tokenisation import IGNORED
+
+if TYPE_CHECKING:
+    from graft.trainer.run import Prepared
+
+
+def plan_of(prepared: Prepared) -> str:
+    """The plan in lines of text."""
+    configuration, args = prepared.configuration, prepared.args
+    counts = parameter_counts(prepared.model)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    lines = [
+        f"model      {configuration.model.name or configuration.model.config} ({type(prepared.model).__name__})",
+        f"parameters {counts['total']:,}, trained {counts['trained']:,}"
+        f" ({'adapter' if configuration.adapter else 'all weights'})",
+        f"memory     {configuration.memory if configuration.memory is not None else 'none'}",
+        f"splits     {', '.join(f'{name}: {len(rows)} rows tried' for name, rows in prepared.splits.items())}",
+        f"views      {', '.join(configuration.data.eval_views or [])}",
+        f"batch      {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
+        f"{args.world_size} process(es) = {batch}",
+        f"does       {', '.join(name for name in ('train', 'eval', 'predict') if getattr(args, f'do_{name}'))}",
+        f"writes to  {args.output_dir}",
+    ]
+    return "\n".join(lines + _example(prepared))
+
+
+def _example(prepared: Prepared) -> list[str]:
+    """The first row of the training rows, or else of the first view, decoded with its special tokens."""
+    rows = prepared.train if prepared.train is not None else next(iter(prepared.during_training.values()), None)
+    if rows is None:
+        return []
+    row, tokenizer = rows[0], prepared.tokenizer
+    lines = [f"example    row {row['id']}"]
+    for name in ("memory_ids", "input_ids", "labels"):
+        if name in row:
+            ids = [token for token in row[name] if token != IGNORED]
+            lines.append(f"  {name} ({len(row[name])} tokens): {_shortened(str(tokenizer.decode(ids)))!r}")
+    return lines
+
+
+def _shortened(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
