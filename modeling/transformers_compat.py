@@ -1,0 +1,29 @@
+"""What differs between the transformers versions we support (5.17 to 5.24), and nothing else.
+
+5.24 renames the argument `past_key_values` to `cache`. The old name still works there, with a warning.
+"""
+
+import inspect
+from typing import Any
+
+from transformers import Cache, LlamaForCausalLM
+
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+"""The name under which this version's models, attention modules and `generate` take the cache."""
+
+
+def cache_argument(cache: Cache) -> dict[str, Any]:
+    """The keyword arguments that hand `cache` to a model or to `generate`."""
+    return {CACHE_ARGUMENT: cache}
+
+
+def cache_of(arguments: dict[str, Any]) -> Any:
+    """The cache among keyword arguments, under either name; None if there is none."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache
+
+
+def take_cache(arguments: dict[str, Any]) -> Any:
+    """Remove the cache from keyword arguments, under either name, and return it; None if there is none."""
+    caches = [arguments.pop(name, None) for name in ("cache", "past_key_values")]
+    return caches[0] if caches[0] is not None else caches[1]

@@ -1,0 +1,170 @@
+"""Attention to the best-matching keys of a memory, and its union with ordinary attention, as functions on tensors.
+
+Queries are laid out by document, (documents, heads, count, head_dim), where `count` holds all that asks one document
+under one key head: the heads of a group, the beams or questions, the target tokens. So a memory is read once for all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...retrieval.exact_search import gathered_sums, inner_products, weighted_sums
+
+SCORES_BYTES = 256 * 2**20
+"""Most bytes of scores held at a time; more queries are processed in blocks."""
+
+Observer = Callable[[int, Tensor, Tensor | None, Tensor], None]
+"""`observe(first_query, weights, ids, mass)` sees each block: its weights (documents, heads, count, kept), the ids
+they belong to (None: all keys in order) and the share of the softmax over all keys that was kept (..., count)."""
+
+
+@dataclass(frozen=True)
+class KeyChoice:
+    """Which keys of a memory a query may keep.
+
+    Args:
+        keys_per_query: at most so many, None for all.
+        sinks: the first keys of each document, kept whatever their score.
+    """
+
+    keys_per_query: int | None = None
+    sinks: int = 0
+
+    def keeps_all(self, source: int) -> bool:
+        """Whether every one of `source` keys is kept, so that attention is exact."""
+        return self.keys_per_query is None or self.keys_per_query >= source
+
+
+def best_keys(scores: Tensor, choice: KeyChoice) -> tuple[Tensor, Tensor]:
+    """The scores of the kept keys and their ids, each (..., kept), unsorted; exactly `keys_per_query`, also on ties."""
+    kept = choice.keys_per_query
+    if not choice.sinks:
+        best, ids = scores.topk(kept, dim=-1, sorted=False)
+        return best, ids
+    ranking = scores.clone()
+    ranking[..., : choice.sinks] = torch.inf
+    ids = ranking.topk(kept, dim=-1, sorted=False).indices
+    return scores.gather(-1, ids), ids
+
+
+def normalise(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax weights and log-sum-exp of `scores` over the last axis; a row of -inf gives zeros and -inf."""
+    total = scores.logsumexp(dim=-1, keepdim=True)
+    weights = (scores - total.clamp(min=torch.finfo(total.dtype).min)).exp()
+    return weights, total.squeeze(-1)
+
+
+def knn_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    choice: KeyChoice,
+    visible: Tensor | None = None,
+    dropout: float = 0.0,
+    observe: Observer | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend to the best keys of each query: softmax(q K_I^T) V_I, with I the `keys_per_query` largest q . k_j.
+
+    Bertsch et al. 2023, section 3.2. Values of kept keys are gathered where they are few, else all are multiplied.
+
+    Args:
+        query: (documents, heads, count, dim), scaled already.
+        keys, values: (documents, heads, source, dim), possibly in half precision; the same tensor may serve as both.
+        choice: which keys are kept.
+        visible: (documents, 1 or heads, 1 or count, source), False where a key must not be seen; None if all may.
+        dropout: probability of dropping a weight.
+        observe: shown what was kept, see `Observer`.
+
+    Returns:
+        The output (documents, heads, count, dim) and the log-sum-exp of the kept scores (documents, heads, count), both
+        float32 or wider. A query that sees no key gets zeros and -inf.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    documents, heads, count, _ = query.shape
+    rows = max(1, SCORES_BYTES // (documents * heads * keys.shape[-2] * wide.itemsize))
+    outputs, totals = [], []
+    for start in range(0, count, rows):
+        block = slice(start, start + rows)
+        scores = inner_products(query[..., block, :].to(_scored_in(keys, wide)), keys).to(wide)
+        if visible is not None:
+            seen = visible if visible.shape[2] == 1 else visible[:, :, block]
+            scores = scores.masked_fill(~seen, -torch.inf)
+        output, total = _attend(scores, values, choice, dropout, start, observe)
+        outputs.append(output)
+        totals.append(total)
+    if len(outputs) == 1:
+        return outputs[0], totals[0]
+    return torch.cat(outputs, dim=2), torch.cat(totals, dim=2)
+
+
+def _scored_in(keys: Tensor, wide: torch.dtype) -> torch.dtype:
+    """Half-precision keys on an accelerator are scored natively, with a float32 accumulator; elsewhere widened."""
+    return keys.dtype if keys.device.type != "cpu" else wide
+
+
+def _attend(
+    scores: Tensor, values: Tensor, choice: KeyChoice, dropout: float, start: int, observe: Observer | None
+) -> tuple[Tensor, Tensor]:
+    source, count = scores.shape[-1], scores.shape[-2]
+    if choice.keeps_all(source):
+        weights, total = normalise(scores)
+        if observe is not None:
+            observe(start, weights, None, torch.ones_like(total))
+        return weighted_sums(F.dropout(weights, dropout), values), total
+    best, ids = best_keys(scores, choice)
+    weights, total = normalise(best)
+    if observe is not None:
+        observe(start, weights, ids, (total - scores.logsumexp(dim=-1)).exp().nan_to_num(1.0))
+    weights = F.dropout(weights, dropout)
+    if count * ids.shape[-1] <= 2 * source:  # measured crossover: benchmarks/memory_attention.py
+        return gathered_sums(weights, ids, values), total
+    dense = torch.zeros_like(scores).scatter(-1, ids, weights)
+    return weighted_sums(dense, values), total
+
+
+def local_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Ordinary causal attention that also returns its log-sum-exp, so that it can be merged with another part.
+
+    Args:
+        query: (batch, heads, target, head_dim), scaled already.
+        key, value: (batch, key_value_heads, source, head_dim); the last `target` keys are the queries' own tokens.
+        mask: (batch, 1 or heads, target, source), boolean with True to see or additive; (batch, longer than source)
+            with 1 for real tokens; None for causal.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        Output (batch, heads, target, head_dim) and log-sum-exp (batch, heads, target), float32 or wider.
+    """
+    batch, heads, target, head_dim = query.shape
+    groups, source = key.shape[1], key.shape[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    by_group = query.reshape(batch, groups, heads // groups * target, head_dim)
+    scores = (by_group @ key.transpose(-1, -2)).to(wide).view(batch, heads, target, source)
+    if mask is None or mask.ndim == 2:
+        causal = torch.ones(target, source, dtype=torch.bool, device=query.device).tril(source - target)
+        mask = causal if mask is None else causal & mask[:, None, None, -source:].bool()
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights, total = normalise(scores)
+    weights = F.dropout(weights, dropout).to(value.dtype)
+    output = weights.view(batch, groups, -1, source) @ value
+    return output.view(batch, heads, target, -1).to(wide), total
+
+
+def merge_attention(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """One softmax over the union of two disjoint sets of keys, from the outputs and log-sum-exps over each.
+
+    Args:
+        first, second: output (..., head_dim) and log-sum-exp (...).
+
+    Returns:
+        (..., head_dim); zeros where neither part sees a key.
+    """
+    largest = torch.maximum(first[1], second[1]).clamp(min=torch.finfo(first[1].dtype).min)
+    shares = [(total - largest).exp().unsqueeze(-1) for _, total in (first, second)]
+    whole = (shares[0] + shares[1]).clamp(min=torch.finfo(largest.dtype).tiny)
+    return (shares[0] * first[0] + shares[1] * second[0]) / whole

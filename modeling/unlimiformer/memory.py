@@ -1,0 +1,375 @@
+"""A document as the model read it: a value that any number of questions, threads and generations share."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from ...atomic_files import new_folder, read_manifest, write_json, write_manifest
+from ...configuration.configuration_unlimiformer import UnlimiformerConfig
+from ..transformers_compat import cache_argument
+from .knn_attention import KeyChoice
+from .memory_cache import DocumentRows, LayerMemory, MemoryCacheLayer, PlaceholderLayer
+from .positions import memory_positions
+from .report import AttentionReport, current_report
+
+TENSORS_FILE = "memory.safetensors"
+DESCRIPTION_FILE = "memory.json"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What `remember` returns. Nothing changes it; `inputs()` makes a fresh cache that shares its tensors.
+
+    Args:
+        config: the options it was made with.
+        model_config: the config of the model that made it.
+        window: tokens the model read at a time.
+        fingerprint: of the weights that made it.
+        input_ids: (documents, longest), right-padded.
+        lengths: (documents,), real tokens of each document, on the CPU.
+        hidden: (documents, longest, hidden_size), the encoder's output, or None.
+        keys, values: of each layer that holds some, (documents, key_value_heads, longest, head_dim).
+        window_keys, window_values: what layers, heads or steps that read only the first window see of it.
+        documents: the stored document that each row of a batch asks.
+    """
+
+    config: UnlimiformerConfig
+    model_config: PreTrainedConfig
+    window: int
+    fingerprint: str
+    input_ids: Tensor
+    lengths: Tensor
+    hidden: Tensor | None
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    window_keys: dict[int, Tensor]
+    window_values: dict[int, Tensor]
+    documents: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, row: int) -> "Memory":
+        return self.select([row])
+
+    def __repr__(self) -> str:
+        tokens = ", ".join(f"{int(self.lengths[document]):,}" for document in self.documents[:4])
+        more = ", ..." if len(self) > 4 else ""
+        return f"Memory({len(self)} documents of {tokens}{more} tokens, {self.nbytes / 2**20:,.1f} MB, {self.rule})"
+
+    @property
+    def rule(self) -> str:
+        """ "exact" where every query sees every key, else "keys k of n"."""
+        return keys_rule(self.config, self.window, int(self.lengths.max()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored vectors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the memory is read by cross-attention."""
+        return bool(self.model_config.is_encoder_decoder)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {} if self.hidden is None else {"hidden": self.hidden}
+        for name in ("keys", "values", "window_keys", "window_values"):
+            named |= {f"{name}.{layer}": tensor for layer, tensor in getattr(self, name).items()}
+        return named
+
+    def _with_tensors(self, named: dict[str, Tensor], **changes: Any) -> "Memory":
+        by_name: dict[str, dict[int, Tensor]] = {name: {} for name in ("keys", "values", "window_keys", "window_values")}
+        for key, tensor in named.items():
+            if key != "hidden":
+                name, layer = key.split(".")
+                by_name[name][int(layer)] = tensor
+        return replace(self, hidden=named.get("hidden"), **by_name, **changes)
+
+    def select(self, rows: Sequence[int]) -> "Memory":
+        """A memory whose batch rows ask these documents; repeating one copies nothing.
+
+        Raises:
+            ValueError: a row is out of range.
+        """
+        if not rows or not all(-len(self) <= row < len(self) for row in rows):
+            raise ValueError(f"`rows` must name some of the {len(self)} documents, got {list(rows)}.")
+        wanted = [self.documents[row] for row in rows]
+        stored = sorted(set(wanted))
+        if stored == list(range(len(self.lengths))):
+            return replace(self, documents=tuple(wanted))
+        first, last = stored[0], stored[-1] + 1
+        kept = self._with_tensors({name: tensor[first:last] for name, tensor in self._tensors().items()})
+        return replace(
+            kept,
+            input_ids=self.input_ids[first:last],
+            lengths=self.lengths[first:last],
+            documents=tuple(document - first for document in wanted),
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Memory":
+        """The same memory on another device or in another floating-point dtype."""
+        moved = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self._tensors().items()}
+        return self._with_tensors(moved, input_ids=self.input_ids.to(device))
+
+    # What a model is given
+
+    def inputs(
+        self,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        record: AttentionReport | None = None,
+    ) -> dict[str, Any]:
+        """What to give to `model(...)` or `model.generate(...)` so that it reads this memory; make it anew each time.
+
+        Args:
+            question_ids: (len(self), target); needed by a decoder, optional decoder prompt of an encoder-decoder.
+            question_mask: like `question_ids`, 1 for real tokens; padding may stand on either side.
+            record: filled with what is read; by default the report of the `record()` around this call, if any.
+
+        Raises:
+            ValueError: as many questions as documents are needed, within the model's positions.
+        """
+        record = record or current_report()
+        if record is not None:
+            record.begin(self.input_ids, self.lengths)
+        if question_ids is not None:
+            self._check_question(question_ids, question_mask)
+        if self.is_encoder_decoder:
+            return self._cross_inputs(question_ids, question_mask, record)
+        if question_ids is None:
+            raise ValueError("`question_ids` is None: a decoder needs at least one token after its document.")
+        return self._self_inputs(question_ids, question_mask, record)
+
+    def _check_question(self, question_ids: Tensor, question_mask: Tensor | None) -> None:
+        if question_ids.ndim != 2 or question_ids.shape[0] != len(self) or question_ids.shape[1] < 1:
+            raise ValueError(
+                f"`question_ids` must be ({len(self)}, tokens), one row for each of {len(self)} documents, got "
+                f"{tuple(question_ids.shape)}. `memory.select([0, 0, 1])` repeats documents for several questions."
+            )
+        if question_mask is not None and question_mask.shape != question_ids.shape:
+            raise ValueError(
+                f"`question_mask` must have the shape of `question_ids`, {tuple(question_ids.shape)}, got "
+                f"{tuple(question_mask.shape)}."
+            )
+
+    def _layer_memory(self, layer: int, first: int, last: int) -> LayerMemory | None:
+        """What layer `layer` of the model reads, with layers [first, last) in range."""
+        window = None
+        if layer in self.window_keys:
+            lengths = self.lengths.clamp(max=self.window)
+            keys, values = self.window_keys[layer], self.window_values[layer]
+            window = LayerMemory(keys, values, _visible(lengths, keys), KeyChoice())
+        if not first <= layer < last:
+            return window
+        if self.hidden is not None:
+            keys = values = self.hidden.unsqueeze(1)
+        else:
+            keys, values = self.keys[layer], self.values[layer]
+        excluded = self.window if self.config.exclude_window else 0
+        return LayerMemory(
+            keys,
+            values,
+            _visible(self.lengths, keys, excluded),
+            KeyChoice(keys_per_query(self.config, self.window), self.config.sinks),
+            None if self.config.heads is None else tuple(self.config.heads),
+            self.hidden is not None,
+            window,
+            self.config.first_step == "window",
+        )
+
+    def _cross_inputs(
+        self, prompt_ids: Tensor | None, prompt_mask: Tensor | None, record: AttentionReport | None
+    ) -> dict[str, Any]:
+        count = self.model_config.decoder_layers
+        first, last = layer_range(self.config, count)
+        rows = DocumentRows(self.documents, len(self.lengths))
+        some = self.hidden if self.hidden is not None else next(iter(self.keys.values()))
+        heads = self.model_config.decoder_attention_heads
+        placeholder = some.new_full((len(self), heads, 1, self.model_config.d_model // heads), torch.nan)
+        cross = DynamicCache()
+        for layer in range(count):
+            memory = self._layer_memory(layer, first, last)
+            cross.layers.append(MemoryCacheLayer(PlaceholderLayer(placeholder), layer, rows, memory, record=record))
+        cache = EncoderDecoderCache(DynamicCache(config=self.model_config), cross)
+        # One token of NaN stands for the encoder's output: its length makes the mask, and nothing may read it.
+        states = placeholder.new_full((len(self), 1, self.model_config.d_model), torch.nan)
+        inputs = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states),  # type: ignore[arg-type]
+            "attention_mask": torch.ones(len(self), 1, dtype=torch.long, device=states.device),
+            **cache_argument(cache),
+        }
+        if prompt_ids is not None:
+            inputs["decoder_input_ids"] = prompt_ids
+            if prompt_mask is not None:
+                inputs["decoder_attention_mask"] = prompt_mask
+        return inputs
+
+    def _self_inputs(
+        self, question_ids: Tensor, question_mask: Tensor | None, record: AttentionReport | None
+    ) -> dict[str, Any]:
+        count = self.model_config.num_hidden_layers
+        first, last = layer_range(self.config, count)
+        taken = torch.tensor([self.positions_taken(document) for document in self.documents])
+        shift = int(taken.max())
+        room = self.model_config.max_position_embeddings
+        if shift + question_ids.shape[1] > room and not has_scaled_positions(self.model_config):
+            raise ValueError(
+                f"`question_ids` has {question_ids.shape[1]} tokens after {shift} positions of memory, and the model "
+                f"was trained on {room}: ask less, or set a smaller `window`."
+            )
+        rows = DocumentRows(self.documents, len(self.lengths))
+        cache = DynamicCache(config=self.model_config)
+        cache.layers = [
+            MemoryCacheLayer(inner, layer, rows, self._layer_memory(layer, first, last), shift, record)
+            for layer, inner in enumerate(cache.layers)
+        ]
+        device = question_ids.device
+        real = torch.ones_like(question_ids) if question_mask is None else question_mask.to(question_ids.dtype)
+        behind = (torch.arange(shift) >= shift - taken[:, None]).to(device, real.dtype)
+        mask = torch.cat([behind, real], dim=1)
+        inputs = {"input_ids": question_ids, "attention_mask": mask, **cache_argument(cache)}
+        if not bool(mask.all()):
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, shift:]
+        return inputs
+
+    def positions_taken(self, document: int) -> int:
+        """Positions that a stored document takes in front of the local tokens of a decoder."""
+        return memory_positions(int(self.lengths[document]), self.window, self.config.positions)[1]
+
+    # On disk
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the memory to `folder`: safetensors, a JSON description, a manifest with checksums; whole or not at all.
+
+        Raises:
+            FileExistsError: the folder holds something already.
+        """
+        named = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+        named |= {"input_ids": self.input_ids, "lengths": self.lengths}
+        description = {
+            "config": self.config.to_dict(),
+            "model_type": self.model_config.model_type,
+            "window": self.window,
+            "fingerprint": self.fingerprint,
+            "documents": list(self.documents),
+        }
+        with new_folder(folder) as new:
+            save_file({name: tensor.contiguous() for name, tensor in named.items()}, new / TENSORS_FILE)
+            write_json(new / DESCRIPTION_FILE, description)
+            write_manifest(new, {"kind": "graft.Memory"})
+        return Path(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: PreTrainedModel, strict: bool = True) -> "Memory":
+        """Load a memory for `model`; its tensors are mapped from the file, not copied, until they are used.
+
+        Args:
+            folder: written by `save_pretrained`.
+            model: the model that will read it.
+            strict: refuse a memory that other weights made.
+
+        Raises:
+            ValueError: a file is missing, truncated or damaged (it is named), or other weights made the memory.
+        """
+        folder = Path(folder)
+        if hasattr(model, "get_base_model"):  # a PEFT model around it
+            model = model.get_base_model()
+        try:
+            read_manifest(folder)
+            description = json.loads((folder / DESCRIPTION_FILE).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`folder` {folder} holds no whole memory: {error}") from error
+        found = model_fingerprint(model)
+        if strict and description["fingerprint"] != found:
+            raise ValueError(
+                f"`folder` {folder} was made by weights {description['fingerprint']} of a {description['model_type']}, "
+                f"this {model.config.model_type} has {found}. Remember again, or pass strict=False to use it as it is."
+            )
+        with safe_open(str(folder / TENSORS_FILE), framework="pt") as file:
+            named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        empty = cls(
+            UnlimiformerConfig(**description["config"]),
+            model.config,
+            description["window"],
+            description["fingerprint"],
+            named.pop("input_ids"),
+            named.pop("lengths"),
+            None,
+            {},
+            {},
+            {},
+            {},
+            tuple(description["documents"]),
+        )
+        return empty._with_tensors(named)
+
+
+def _visible(lengths: Tensor, keys: Tensor, excluded: int = 0) -> Tensor | None:
+    """(documents, source): real tokens, less the first `excluded` of documents longer than that; None if all."""
+    source = keys.shape[2]
+    places = torch.arange(source)
+    visible = places < lengths[:, None]
+    visible &= (places >= excluded) | (lengths[:, None] <= excluded)
+    return None if bool(visible.all()) else visible.to(keys.device)
+
+
+def keys_per_query(config: UnlimiformerConfig, window: int) -> int | None:
+    """How many keys each query keeps: `keys_per_query` with "window" spelt out; None for all."""
+    return window if config.keys_per_query == "window" else config.keys_per_query  # type: ignore[return-value]
+
+
+def keys_rule(config: UnlimiformerConfig, window: int, source: int | None = None) -> str:
+    """ "exact" where every query sees every key of `source`, else "keys k of n"."""
+    kept = keys_per_query(config, window)
+    if kept is None or (source is not None and kept >= source):
+        return "exact"
+    return f"keys {kept} of {'n' if source is None else source}"
+
+
+def layer_range(config: UnlimiformerConfig, count: int) -> tuple[int, int]:
+    """The layers [first, last) of `count` that read the memory.
+
+    Raises:
+        ValueError: the range is empty or leaves the model.
+    """
+    first = config.first_layer + (count if config.first_layer < 0 else 0)
+    last = count if config.last_layer is None else config.last_layer + (count if config.last_layer < 0 else 0)
+    if not 0 <= first < last <= count:
+        raise ValueError(
+            f"`first_layer` {config.first_layer} and `last_layer` {config.last_layer} must pick some of the {count} "
+            f"decoder layers: -{count} <= first < last <= {count}, negative numbers counting from the end."
+        )
+    return first, last
+
+
+def has_scaled_positions(model_config: PreTrainedConfig) -> bool:
+    """Whether the model's rotary embedding is stretched beyond the length it was trained on."""
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    return rope.get("rope_type", "default") not in ("default",)
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """A short digest of a model's weights: names, shapes, dtypes and up to 64 evenly spaced numbers of each.
+
+    It tells apart checkpoints and training steps, not a change of single numbers.
+    """
+    digest = hashlib.sha256(model.config.model_type.encode())
+    for name, tensor in sorted(model.named_parameters()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+

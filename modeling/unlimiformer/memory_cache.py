@@ -1,0 +1,216 @@
+"""The memory's place in a generation: layers of its cache that hold what each layer of the model may read.
+
+Batch rows of a generation are beams or questions; several may ask one document. The memory itself is stored once per
+document and never copied: each row carries the number of its document.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, EncoderDecoderCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from ..cache_layers import CacheLayerWrapper
+from .knn_attention import KeyChoice
+from .report import AttentionReport
+
+
+class DocumentRows:
+    """Which document each batch row of a generation asks.
+
+    Args:
+        documents: document of each row as the memory was given; generation may repeat each (beams, samples).
+        count: number of documents stored.
+    """
+
+    def __init__(self, documents: Sequence[int], count: int) -> None:
+        self.given = list(documents)
+        self.count = count
+        self.rows: list[int] | None = None
+        self._slots: tuple[Tensor, Tensor] | None = None
+
+    def expect(self, batch: int) -> list[int]:
+        """The document of each of `batch` rows.
+
+        Raises:
+            ValueError: the batch is no multiple of the rows the memory was made for.
+        """
+        if self.rows is None:
+            if batch % len(self.given):
+                raise ValueError(
+                    f"a batch of {batch} rows reads a memory made for {len(self.given)} rows: the batch must be a "
+                    "multiple of it. `memory.select([...])` repeats a document for several questions."
+                )
+            self.rows = [document for document in self.given for _ in range(batch // len(self.given))]
+        if batch != len(self.rows):
+            raise ValueError(f"a batch of {batch} rows reads a memory whose generation has {len(self.rows)} rows.")
+        return self.rows
+
+    def take(self, indices: Sequence[int]) -> None:
+        """Keep (or repeat, or reorder) the rows `indices`."""
+        if self.rows is not None:
+            self.rows = [self.rows[i] for i in indices]
+            self._slots = None
+
+    def to_grid(self, rows: Tensor) -> Tensor:
+        """Lay batch rows (batch, ...) out by document: (documents, repeats, ...), filled up with copies of row 0."""
+        documents = self.expect(rows.shape[0])
+        repeats = rows.shape[0] // self.count
+        if documents == [document for document in range(self.count) for _ in range(repeats)]:
+            return rows.view(self.count, repeats, *rows.shape[1:])
+        to_grid, _ = self._slot_indices(documents)
+        return rows[to_grid.to(rows.device)]
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """Undo `to_grid`: (documents, repeats, ...) to (batch, ...)."""
+        documents = self.expect(len(self.rows or self.given))
+        flat = grid.flatten(0, 1)
+        if documents == [document for document in range(self.count) for _ in range(grid.shape[1])]:
+            return flat
+        _, from_grid = self._slot_indices(documents)
+        return flat[from_grid.to(grid.device)]
+
+    def _slot_indices(self, documents: list[int]) -> tuple[Tensor, Tensor]:
+        if self._slots is None:
+            rows_of = [[row for row, of in enumerate(documents) if of == document] for document in range(self.count)]
+            width = max(map(len, rows_of))
+            slots = [(document * width + place, row) for document, rows in enumerate(rows_of) for place, row in enumerate(rows)]
+            to_grid = torch.zeros(self.count * width, dtype=torch.long)
+            from_grid = torch.zeros(len(documents), dtype=torch.long)
+            for slot, row in slots:
+                to_grid[slot], from_grid[row] = row, slot
+            self._slots = to_grid.view(self.count, width), from_grid
+        return self._slots
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """What one layer reads of the memory.
+
+    Args:
+        keys, values: (documents, key_value_heads, source, head_dim), or (documents, 1, source, hidden_size) twice the
+            same tensor if `is_hidden`, to be projected by the layer's own weights.
+        visible: (documents, source), False at padding and excluded keys; None if all may be seen.
+        choice: how many keys a query keeps.
+        heads: heads that read the memory, None for all.
+        is_hidden: whether hidden states are stored instead of keys and values.
+        window: keys, values and visibility of the first window, for heads and steps that read only that.
+        window_first: whether the first decoded token reads the window.
+    """
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor | None
+    choice: KeyChoice
+    heads: tuple[int, ...] | None = None
+    is_hidden: bool = False
+    window: "LayerMemory | None" = None
+    window_first: bool = False
+
+
+class MemoryCacheLayer(CacheLayerWrapper):
+    """A cache layer behind a memory: it holds the local tokens, which lie `shift` positions further on.
+
+    Args:
+        inner: the layer of the local tokens.
+        index: number of the layer in the model.
+        rows: shared by the layers of one cache.
+        memory: what this layer reads, None for local tokens only.
+        shift: positions taken by the memory.
+        record: told what was read.
+    """
+
+    def __init__(
+        self,
+        inner: CacheLayerMixin,
+        index: int,
+        rows: DocumentRows,
+        memory: LayerMemory | None,
+        shift: int = 0,
+        record: AttentionReport | None = None,
+    ) -> None:
+        super().__init__(inner)
+        self.index, self.rows, self.memory, self.shift, self.record = index, rows, memory, shift, record
+
+    def get_seq_length(self) -> int:
+        return self.shift + self.inner.get_seq_length()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        length, offset = self.inner.get_mask_sizes(query_length)
+        return length, offset + self.shift
+
+    # The layers share their rows, so only the first one passes an operation on to them.
+
+    def _take_rows(self, indices: list[int]) -> None:
+        if self.index == 0:
+            self.rows.take(indices)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.index == 0:
+            self.rows.take(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._take_rows([row for row in range(len(self.rows.rows or [])) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        if self.index == 0:
+            chosen = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+            self.rows.take(chosen.tolist())
+
+    def reset(self) -> None:
+        super().reset()
+        self.rows.rows, self.rows._slots = None, None
+
+
+class PlaceholderLayer(DynamicLayer):
+    """The inner layer of cross-attention, where the memory is all there is: one token of NaN that nothing changes.
+
+    Attention modules take `keys` and `values` from the cache before they call the attention function. NaN makes a path
+    around our attention function show at once.
+    """
+
+    def __init__(self, placeholder: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(placeholder, placeholder)
+        self.keys = self.values = placeholder
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+    def crop(self, tokens_to_remove: int) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        pass
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        pass
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        pass
+
+
+def memory_layer(cache: Cache | None, index: int) -> tuple[MemoryCacheLayer | None, int]:
+    """The memory layer of `cache` for layer `index` of the model, and the tokens decoded before and in this step."""
+    if cache is None:
+        return None, 0
+    layers: Any = cache
+    if isinstance(cache, EncoderDecoderCache):
+        layers = cache.cross_attention_cache
+    if index >= len(layers.layers):
+        return None, 0
+    layer = layers.layers[index]
+    while not isinstance(layer, MemoryCacheLayer):
+        if not isinstance(layer, CacheLayerWrapper):
+            return None, 0
+        layer = layer.inner
+    return layer, cache.get_seq_length(index)

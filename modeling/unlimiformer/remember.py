@@ -1,0 +1,244 @@
+"""Reading documents into a memory: windows through the encoder, or through a decoder's body, once, without gradient."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedModel
+
+from ...configuration.configuration_unlimiformer import UnlimiformerConfig
+from ..attachment import device_of
+from ..transformers_compat import cache_argument
+from .memory import Memory, layer_range, model_fingerprint
+from .positions import memory_positions, rotate
+from .windows import Window, plan_windows
+
+TOKENS_PER_BATCH = 8192
+"""Tokens read in one forward pass where `windows_per_batch` is "auto"."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One window of one document."""
+
+    document: int
+    window: Window
+
+    @property
+    def length(self) -> int:
+        """Tokens read."""
+        return self.window.end - self.window.start
+
+    @property
+    def kept(self) -> slice:
+        """Which of the tokens read are kept."""
+        return slice(self.window.keep_start - self.window.start, self.window.keep_end - self.window.start)
+
+    @property
+    def place(self) -> slice:
+        """Where they belong in the document."""
+        return slice(self.window.keep_start, self.window.keep_end)
+
+
+def real_tokens(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The documents without their padding: ids (documents, longest), right-padded with 0, and lengths on the CPU.
+
+    Args:
+        input_ids: (documents, longest), padded on the left or right.
+        attention_mask: like `input_ids`, 1 for real tokens; None if all are.
+        vocab_size: ids must lie below it.
+
+    Raises:
+        ValueError: no tokens, a mask of another shape or with holes, an id outside the vocabulary; says where.
+    """
+    if input_ids.ndim != 2 or 0 in input_ids.shape:
+        raise ValueError(f"`input_ids` must be (documents, tokens), both at least 1, got {tuple(input_ids.shape)}.")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
+            f"{tuple(attention_mask.shape)}."
+        )
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    lengths = real.sum(1)
+    if not bool((lengths > 0).all()):
+        raise ValueError(f"`attention_mask` leaves document {int(lengths.argmin())} no token.")
+    starts = real.int().argmax(1)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    expected = (places >= starts[:, None]) & (places < (starts + lengths)[:, None])
+    if not torch.equal(expected, real):
+        document, place = (real != expected).nonzero()[0].tolist()
+        raise ValueError(f"`attention_mask` has a hole in document {document} near position {place}: real tokens must be together.")
+    wrong = real & ((input_ids < 0) | (input_ids >= vocab_size))
+    if bool(wrong.any()):
+        document, place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"`input_ids` holds {int(input_ids[document, place])} at position {place} of document {document}, outside "
+            f"the vocabulary of {vocab_size}."
+        )
+    longest = int(lengths.max())
+    columns = (starts[:, None] + torch.arange(longest, device=input_ids.device)).clamp(max=input_ids.shape[1] - 1)
+    ids = input_ids.gather(1, columns)
+    return ids.masked_fill(torch.arange(longest, device=ids.device) >= lengths[:, None], 0), lengths.cpu()
+
+
+def plan_batches(lengths: list[int], window: int, config: UnlimiformerConfig, causal: bool) -> list[list[Reading]]:
+    """All windows of all documents in batches of equal length, so that nothing is padded."""
+    readings = [
+        Reading(document, part)
+        for document, length in enumerate(lengths)
+        for part in plan_windows(length, window, config.overlap, causal)
+    ]
+    readings.sort(key=lambda reading: reading.length)  # stable: a document's windows stay in order
+    per_batch = config.windows_per_batch
+    batches: list[list[Reading]] = []
+    for reading in readings:
+        size = max(1, TOKENS_PER_BATCH // reading.length) if per_batch == "auto" else per_batch
+        if not batches or len(batches[-1]) >= size or batches[-1][0].length != reading.length:
+            batches.append([])
+        batches[-1].append(reading)
+    return batches
+
+
+def read_windows(ids: Tensor, batches: list[list[Reading]], progress: bool) -> Iterator[tuple[list[Reading], Tensor]]:
+    """Each batch of windows with its tokens (windows, length)."""
+    with tqdm(total=sum(map(len, batches)), unit="window", desc="reading", disable=not progress) as bar:
+        for batch in batches:
+            yield batch, torch.stack([ids[r.document, r.window.start : r.window.end] for r in batch])
+            bar.update(len(batch))
+
+
+def check_finite(states: Tensor, batch: list[Reading]) -> None:
+    """Raise ValueError naming the window if an encoded state is NaN or infinite."""
+    finite = states.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        bad = batch[int(finite.int().argmin())]
+        raise ValueError(
+            f"the model's states of tokens [{bad.window.start}, {bad.window.end}) of document {bad.document} are not "
+            f"finite in {states.dtype}: load the model in bfloat16 or float32."
+        )
+
+
+def folds(attentions: list[nn.Module]) -> bool:
+    """Whether key and value projections are plain matrices, so that hidden states can stand for keys and values."""
+    return all(type(project) is nn.Linear for module in attentions for project in (module.k_proj, module.v_proj))
+
+
+def cross_projections(attention: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (documents, heads, source, head_dim) that a cross-attention makes of encoder states."""
+    split = (*states.shape[:-1], attention.num_heads, attention.head_dim)
+    keys, values = (project(states).view(split).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))  # type: ignore[operator, arg-type]
+    return keys, values
+
+
+@torch.no_grad()
+def remember_encoded(
+    model: PreTrainedModel,
+    attentions: list[nn.Module],
+    config: UnlimiformerConfig,
+    window: int,
+    documents: tuple[Tensor, Tensor],
+    progress: bool = False,
+) -> Memory:
+    """Read documents with the encoder of an encoder-decoder.
+
+    Args:
+        model: the model.
+        attentions: its cross-attention modules, one for each decoder layer.
+        config: the options.
+        window: tokens of a window.
+        documents: what `real_tokens` returned.
+        progress: show a bar.
+    """
+    ids, lengths = documents[0].to(device_of(model)), documents[1]
+    count, longest = ids.shape
+    first, last = layer_range(config, len(attentions))
+    states = first_window = None
+    for batch, tokens in read_windows(ids, plan_batches(lengths.tolist(), window, config, causal=False), progress):
+        encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
+        check_finite(encoded, batch)
+        if states is None:
+            dtype = getattr(torch, config.memory_dtype) if config.memory_dtype else encoded.dtype
+            states = encoded.new_zeros(count, longest, encoded.shape[-1], dtype=dtype)
+            first_window = encoded.new_zeros(count, min(longest, window), encoded.shape[-1])
+        for reading, row in zip(batch, encoded, strict=True):
+            states[reading.document, reading.place] = row[reading.kept].to(dtype)
+            if reading.window.start == 0:
+                first_window[reading.document, : reading.length] = row
+    assert states is not None and first_window is not None  # there is at least one window
+    keeps_keys = config.store == "keys_values" or (config.store == "auto" and not folds(attentions))
+    keys, values, window_keys, window_values = {}, {}, {}, {}
+    windowed = config.heads is not None or config.first_step == "window"
+    for layer, attention in enumerate(attentions):
+        if keeps_keys and first <= layer < last:
+            made = cross_projections(attention, states.to(first_window.dtype))
+            keys[layer], values[layer] = (tensor.to(states.dtype).contiguous() for tensor in made)
+        if windowed or not first <= layer < last:
+            window_keys[layer], window_values[layer] = map(Tensor.contiguous, cross_projections(attention, first_window))
+    return Memory(
+        config,
+        model.config,
+        window,
+        model_fingerprint(model),
+        ids,
+        lengths,
+        None if keeps_keys else states,
+        keys,
+        values,
+        window_keys,
+        window_values,
+        tuple(range(count)),
+    )
+
+
+@torch.no_grad()
+def remember_decoded(
+    model: PreTrainedModel,
+    config: UnlimiformerConfig,
+    window: int,
+    documents: tuple[Tensor, Tensor],
+    progress: bool = False,
+) -> Memory:
+    """Read documents with a decoder's body; what its layers in range cached of the kept tokens is the memory.
+
+    A window leaves its keys rotated from position 0 on; each is moved once to its place behind the local tokens.
+    """
+    ids, lengths = documents[0].to(device_of(model)), documents[1]
+    count, longest = ids.shape
+    first, last = layer_range(config, model.config.num_hidden_layers)
+    body: Any = getattr(model, model.base_model_prefix)
+    frequencies = body.rotary_emb.inv_freq
+    targets = [memory_positions(length, window, config.positions)[0] for length in lengths.tolist()]
+    keys: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    for batch, tokens in read_windows(ids, plan_batches(lengths.tolist(), window, config, causal=True), progress):
+        cache = DynamicCache(config=model.config)
+        check_finite(body(input_ids=tokens, use_cache=True, **cache_argument(cache)).last_hidden_state, batch)
+        for layer in range(first, last):
+            new_keys, new_values = cache.layers[layer].keys, cache.layers[layer].values
+            if layer not in keys:
+                dtype = getattr(torch, config.memory_dtype) if config.memory_dtype else new_keys.dtype
+                for store, new in ((keys, new_keys), (values, new_values)):
+                    store[layer] = new.new_zeros(count, new.shape[1], longest, new.shape[3], dtype=dtype)
+            for row, reading in enumerate(batch):
+                read_at = torch.arange(reading.length)[reading.kept]
+                offsets = targets[reading.document][reading.place] - read_at
+                moved = rotate(new_keys[row, :, reading.kept], offsets, frequencies)
+                keys[layer][reading.document, :, reading.place] = moved.to(dtype)
+                values[layer][reading.document, :, reading.place] = new_values[row, :, reading.kept].to(dtype)
+    return Memory(
+        config,
+        model.config,
+        window,
+        model_fingerprint(model),
+        ids,
+        lengths,
+        None,
+        keys,
+        values,
+        {},
+        {},
+        tuple(range(count)),
+    )

@@ -1,0 +1,222 @@
+"""What a generation read of its memory: which source tokens, how strongly, and how much of full attention was kept.
+
+A report travels in the cache, so threads do not mix, and a generation without one pays nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...pages import figure, heading, heat_map_png, page, paragraph, table, token_heat
+
+DETAIL = 32
+"""Source tokens remembered for each layer, head and step."""
+SINKS = 4
+"""First tokens of a document that draw attention whatever they say (Xiao et al. 2023); passages leave them out."""
+
+
+@dataclass(frozen=True)
+class QueryLayout:
+    """How the queries of one attention call lie: (documents, key heads, groups x repeats x target, ...)."""
+
+    groups: int
+    repeats: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of the document and the share of the attention to memory that fell on it."""
+
+    start: int
+    end: int
+    share: float
+    text: str
+
+
+class AttentionReport:
+    """Filled by the generation whose cache carries it; of several rows on one document, the first is recorded."""
+
+    def __init__(self) -> None:
+        self.input_ids: Tensor | None = None
+        self.lengths: list[int] = []
+        self._attention: dict[int, Tensor] = {}  # step -> (documents, source), summed over layers, mean over heads
+        self._details: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # step, layer -> ids, weights
+        self._layers: set[int] = set()
+        self._mass: list[float] = []
+        self._memory_share: list[float] = []
+
+    def begin(self, input_ids: Tensor, lengths: Tensor) -> None:
+        """Note the documents that will be read: (documents, longest) and (documents,)."""
+        self.input_ids, self.lengths = input_ids, lengths.tolist()
+
+    def add(
+        self,
+        layer: int,
+        first_step: int,
+        layout: QueryLayout,
+        blocks: list[tuple[int, Tensor, Tensor | None, Tensor]],
+        share: Tensor | None,
+    ) -> None:
+        """Note one attention call: its blocks as `knn_attention` observed them.
+
+        Args:
+            layer: number of the layer.
+            first_step: local position of the first query.
+            layout: how queries lie.
+            blocks: (first query, weights, ids, mass).
+            share: (documents, key heads, count) of the whole softmax that fell on the memory, None for all of it.
+        """
+        source = self.input_ids.shape[1] if self.input_ids is not None else blocks[0][1].shape[-1]
+        self._layers.add(layer)
+        for start, weights, ids, mass in blocks:
+            queries = torch.arange(start, start + weights.shape[2])
+            queries = queries[queries // layout.target % layout.repeats == 0]
+            kept = weights[:, :, queries - start].float().cpu()
+            shares = torch.ones(kept.shape[:3]) if share is None else share[:, :, queries].float().cpu()
+            where = torch.arange(kept.shape[-1]).expand_as(kept) if ids is None else ids[:, :, queries - start].cpu()
+            self._mass.append(mass[:, :, queries - start].float().mean().item())
+            self._memory_share.append(shares.mean().item())
+            kept = kept * shares.unsqueeze(-1)
+            for target in range(layout.target):
+                chosen = queries % layout.target == target
+                if chosen.any():
+                    self._add_step(first_step + target, layer, kept[:, :, chosen], where[:, :, chosen], source)
+
+    def _add_step(self, step: int, layer: int, weights: Tensor, ids: Tensor, source: int) -> None:
+        documents, heads = weights.shape[0], weights.shape[1] * weights.shape[2]
+        total = self._attention.setdefault(step, torch.zeros(documents, source))
+        total.scatter_add_(1, ids.reshape(documents, -1), weights.reshape(documents, -1) / heads)
+        weights, ids = weights.flatten(1, 2), ids.flatten(1, 2)
+        best, places = weights.topk(min(DETAIL, weights.shape[-1]), dim=-1)
+        new = ids.gather(-1, places), best
+        if (step, layer) in self._details:  # a later block of heads of the same step
+            new = tuple(torch.cat(pair, dim=1) for pair in zip(self._details[step, layer], new, strict=True))  # type: ignore[assignment]
+        self._details[step, layer] = new
+
+    @property
+    def steps(self) -> list[int]:
+        """The recorded steps: local positions of the queries."""
+        return sorted(self._attention)
+
+    @property
+    def mass(self) -> float:
+        """Mean share of the softmax over all of the memory's keys that the kept keys hold; 1 if all were kept."""
+        return sum(self._mass) / max(len(self._mass), 1)
+
+    @property
+    def memory_share(self) -> float:
+        """Mean share of attention that fell on the memory rather than on local tokens."""
+        return sum(self._memory_share) / max(len(self._memory_share), 1)
+
+    def tokens(self, step: int, layer: int, head: int, document: int = 0) -> tuple[Tensor, Tensor]:
+        """Source indices and weights, strongest first, of what one head read at one step: at most `DETAIL` of them.
+
+        Raises:
+            ValueError: that step, layer or head was not recorded.
+        """
+        if (step, layer) not in self._details:
+            raise ValueError(
+                f"`step` {step} of `layer` {layer} was not recorded; steps {self.steps[:3]}...{self.steps[-3:]}, "
+                f"layers {sorted(self._layers)} were."
+            )
+        ids, weights = self._details[step, layer]
+        if not 0 <= head < ids.shape[1]:
+            raise ValueError(f"`head` must lie in [0, {ids.shape[1]}), got {head}.")
+        return ids[document, head], weights[document, head]
+
+    def matrix(self, document: int = 0) -> Tensor:
+        """(steps, source): attention of each step to each source token, mean over layers and heads."""
+        rows = [self._attention[step][document] / max(len(self._layers), 1) for step in self.steps]
+        if not rows:
+            raise ValueError("Nothing was recorded: pass the report to `memory.inputs(record=...)` and generate.")
+        return torch.stack(rows)[:, : self.lengths[document]]
+
+    def passages(
+        self, tokenizer: Any, count: int = 3, length: int = 64, document: int = 0, since: int = 0
+    ) -> list[Passage]:
+        """The `count` passages of `length` tokens, apart from each other, that were read most from step `since` on."""
+        steps = [place for place, step in enumerate(self.steps) if step >= since]
+        read = self.matrix(document)[steps].sum(0)
+        read[:SINKS] = 0
+        read = read / read.sum().clamp(min=torch.finfo(read.dtype).tiny)
+        width = min(length, read.shape[0])
+        sums = read.unfold(0, width, 1).sum(-1)
+        found = []
+        for _ in range(count):
+            start = int(sums.argmax())
+            if sums[start] <= 0:
+                break
+            ids = self.input_ids[document, start : start + width]  # type: ignore[index]
+            found.append(Passage(start, start + width, float(sums[start]), tokenizer.decode(ids.tolist())))
+            sums[max(0, start - width + 1) : start + width] = -1
+        return found
+
+    def heatmap(self, tokenizer: Any, path: str | Path, document: int = 0, answer: str = "") -> Path:
+        """Write `path` (HTML) and a PNG beside it: what was read, over the document's text and over the steps.
+
+        Returns:
+            The HTML file.
+        """
+        path = Path(path).with_suffix(".html")
+        matrix = self.matrix(document)
+        source = matrix.shape[1]
+        bins = min(source, 200)
+        edges = torch.linspace(0, source, bins + 1).long()
+        read = matrix.clone()
+        read[:, :SINKS] = 0
+        cumulative = torch.cat([torch.zeros(read.shape[0], 1), read.cumsum(1)], dim=1)
+        binned = cumulative[:, edges[1:]] - cumulative[:, edges[:-1]]
+        ids = self.input_ids[document, :source].tolist()  # type: ignore[index]
+        png = heat_map_png(
+            binned.tolist(),
+            path.with_suffix(".png"),
+            x_labels=[f"{edge:,}" for edge in edges[:-1].tolist()],
+            y_labels=[str(step) for step in self.steps],
+            title="What was read of the document",
+            axes_names=("source token", "step"),
+        )
+        passages = self.passages(tokenizer, count=5, document=document)
+        rows = [(f"{p.start:,}-{p.end:,}", f"{100 * p.share:.1f} %", p.text) for p in passages]
+        pieces = [tokenizer.decode([token]) for token in ids]
+        body = [
+            paragraph(
+                f"{source:,} source tokens, {len(self.steps)} steps, {len(self._layers)} layers. "
+                f"{100 * self.memory_share:.1f} % of attention fell on the memory; the kept keys hold "
+                f"{100 * self.mass:.1f} % of the softmax over all of its keys. The first {SINKS} tokens, which draw "
+                "attention whatever they say, are left out of the pictures."
+            ),
+            *([heading("Answer"), paragraph(answer)] if answer else []),
+            figure(png, "Attention by step and place, mean over layers and heads"),
+            heading("Most read passages"),
+            table(rows, header=("tokens", "share", "text")),
+            heading("The document"),
+            token_heat(pieces, read.sum(0).tolist(), scale=float(read.sum(0).quantile(0.999))),
+        ]
+        page("Attention over a long document", "".join(body), path)
+        return path
+
+
+_RECORDING: ContextVar[AttentionReport | None] = ContextVar("graft_recording", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[AttentionReport]:
+    """Give one report to every cache this thread makes inside the `with`."""
+    report = AttentionReport()
+    token = _RECORDING.set(report)
+    try:
+        yield report
+    finally:
+        _RECORDING.reset(token)
+
+
+def current_report() -> AttentionReport | None:
+    """The report of the `recording()` this thread is in, if any."""
+    return _RECORDING.get()
