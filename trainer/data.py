@@ -119,7 +119,7 @@ def _without_duplicates(rows: Dataset, split: str) -> Dataset:
     first, merged = merged_duplicates(list(rows["id"]), references)
     logger.info("%s: %d rows with equal id became %d.", split, len(rows), len(first))
     rows = rows.select(first)
-    return rows.remove_columns("references").add_column("references", merged) if has_references else rows  # type: ignore[call-arg]
+    return rows.remove_columns("references").add_column("references", merged) if has_references else rows
 
 
 def _tokenised(

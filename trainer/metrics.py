@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from nupunkt import sent_tokenize
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from graft.trainer.configuration_error import ConfigurationError
 
@@ -63,7 +64,7 @@ def _averaged(per_sample: dict[str, list[float]], signature: dict[str, str] | No
 @cache
 def _sentence_per_line(text: str) -> str:
     """ROUGE-Lsum compares sentences, which it finds at line ends only."""
-    return "\n".join(sentence.strip() for sentence in sent_tokenize(text) if sentence.strip())
+    return "\n".join(str(sentence).strip() for sentence in sent_tokenize(text) if str(sentence).strip())
 
 
 def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], stemmer: bool = True) -> MetricResult:
@@ -132,7 +133,7 @@ def _sacrebleu(
         return MetricResult({name: 0.0}, {name: []}, {})
     longest = max(map(len, references))
     # sacrebleu wants one list for each reference number; rows with fewer references have None there.
-    streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(longest)]
+    streams: list[Any] = [[texts[i] if i < len(texts) else None for texts in references] for i in range(longest)]
     value = corpus.corpus_score(list(predictions), streams).score
     pairs = zip(predictions, references, strict=True)
     values = [sentence.sentence_score(prediction, list(texts)).score for prediction, texts in pairs]
