@@ -5,13 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files
 
+import graft
 import graft.atomic_files
 import graft.modeling.remote_code
 from graft.modeling.remote_code import flat_source, write_remote_code
@@ -230,9 +234,14 @@ def model(package):
     return modeling.TinyModel(modeling.TinyConfig(hidden_size=4))
 
 
-def stranger(program: str, tmp_path: Path) -> dict:
+def stranger(program: str, tmp_path: Path, **variables: str) -> dict:
     """Runs a program where graft cannot be imported; returns the JSON of its last line."""
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "PATH": ""}
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "OMP_NUM_THREADS": "1",
+        "PATH": "",
+    } | variables
     done = subprocess.run(
         [sys.executable, "-c", STRANGER + program],
         stdin=subprocess.DEVNULL,  # nobody is there to be asked for trust
@@ -306,11 +315,66 @@ def test_a_process_that_is_not_the_main_one_writes_no_code(model, tmp_path):
     assert not list((tmp_path / "saved").glob("*.py"))
 
 
-def test_code_counts_as_new_when_a_save_is_pushed(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    times = model._get_files_timestamps(tmp_path)
-    assert "config.json" in times
-    assert not [name for name in times if name.endswith(".py")]
+class TinyHub(BaseHTTPRequestHandler):
+    """As much of the Hub as a push of small files asks for; keeps the paths of each commit."""
+
+    commits: ClassVar[list[set[str]]] = []
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):  # asked for a README that it has not
+        self.send_response(404)
+        self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/repos/create":
+            reply = {"url": f"http://{self.headers['Host']}/me/tiny", "name": "me/tiny", "id": "1"}
+        elif self.path == "/api/validate-yaml":
+            reply = {"errors": [], "warnings": []}
+        elif "/preupload/" in self.path:
+            files = [file["path"] for file in json.loads(body)["files"]]
+            reply = {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]}
+        else:
+            assert "/commit/" in self.path, self.path
+            lines = [json.loads(line) for line in body.splitlines()]
+            self.commits.append({line["value"]["path"] for line in lines if line["key"] == "file"})
+            reply = {"commitUrl": f"http://{self.headers['Host']}/me/tiny/commit/{'0' * 40}", "commitOid": "0" * 40}
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def test_each_push_carries_the_code_also_into_a_folder_that_had_it(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    TinyHub.commits.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), TinyHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stranger(
+            f"""
+loaded = transformers.AutoModel.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+for _ in range(2):
+    loaded.save_pretrained({str(tmp_path / "pushed")!r}, push_to_hub=True, repo_id="me/tiny", token="hf_test")
+print("\\n{{}}")
+""",
+            tmp_path,
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_OFFLINE="0",
+        )
+        server.shutdown()
+    code = {path.name for path in (tmp_path / "saved").glob("*.py")}
+    assert len(TinyHub.commits) == 2
+    for commit in TinyHub.commits:
+        assert code | {"config.json", "model.safetensors"} <= commit
 
 
 def test_a_refused_save_writes_nothing(package, tmp_path):
@@ -329,3 +393,48 @@ def test_unknown_auto_classes_are_refused(model, tmp_path, auto_classes):
     with pytest.raises(ValueError, match="`auto_classes` must name"):
         write_remote_code(model, tmp_path / "saved", auto_classes)
     assert not (tmp_path / "saved").exists()
+
+
+def permanent_model(name: str):
+    """A tiny model of a class that graft registers, and inputs for its forward."""
+    sizes = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    if name == "UnlimiformerBart":
+        heads = {
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 16,
+            "decoder_ffn_dim": 16,
+        }
+        config = graft.UnlimiformerBartConfig(d_model=8, encoder_layers=1, decoder_layers=2, **heads, **sizes)
+    else:
+        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = graft.UnlimiformerLlamaConfig(**shape, unlimiformer_config={"local_tokens": 8}, **sizes)
+    torch.manual_seed(0)
+    inputs = {"input_ids": torch.randint(3, 40, (1, 50)).tolist()}
+    if name == "UnlimiformerBart":
+        inputs["decoder_input_ids"] = [[2, 5, 6]]
+    return getattr(graft, name)(config).eval(), inputs
+
+
+@pytest.mark.parametrize("name", ["UnlimiformerBart", "UnlimiformerLlamaForCausalLM"])
+def test_a_permanent_class_answers_bit_for_bit_where_graft_is_absent(name, tmp_path):
+    model, inputs = permanent_model(name)
+    model.save_pretrained(tmp_path / "saved")
+    assert not re.findall(r"^\s*(?:from|import) graft\b", "".join(p.read_text() for p in tmp_path.rglob("*.py")), re.M)
+    answer = stranger(
+        f"""
+auto_class = getattr(transformers, {type(model).auto_classes[0]!r})
+loaded = auto_class.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+loaded.save_pretrained({str(tmp_path / "again")!r})
+with torch.no_grad():
+    logits = loaded(**{{name: torch.tensor(ids) for name, ids in {inputs!r}.items()}}).logits
+print("\\n" + json.dumps({{"logits": logits.tolist(), "module": type(loaded).__module__}}))
+""",
+        tmp_path,
+    )
+    assert answer["module"].startswith("transformers_modules.")
+    with torch.no_grad():
+        expected = model(**{name: torch.tensor(ids) for name, ids in inputs.items()}).logits
+    assert answer["logits"] == expected.tolist()
+    for path in (tmp_path / "saved").glob("*.py"):
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
