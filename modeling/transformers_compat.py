@@ -1,15 +1,21 @@
 """What differs between the transformers versions we support (5.17 to 5.24), and nothing else.
 
 5.24 renames the argument `past_key_values` to `cache`. The old name still works there, with a warning.
+5.18 first starts assisted decoding rightly from a cache that holds tokens already: before, it cuts the mask short.
 """
 
 import inspect
 from typing import Any
 
+import transformers
 from transformers import Cache, LlamaForCausalLM
 
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 """The name under which this version's models, attention modules and `generate` take the cache."""
+
+ASSISTED_SINCE = "5.18"
+ASSISTS_FROM_A_CACHE = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 18)
+"""Whether assisted decoding may start from a cache that holds tokens already."""
 
 
 def cache_argument(cache: Cache) -> dict[str, Any]:

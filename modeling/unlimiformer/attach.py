@@ -35,13 +35,17 @@ def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tup
         ValueError: an option does not fit the model.
     """
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"`model` must be a transformers model, got {type(model).__name__}; of a PEFT model pass `model.get_base_model()`.")
+        raise TypeError(
+            f"`model` must be a transformers model, got {type(model).__name__}; of a PEFT model pass `model.get_base_model()`."
+        )
     family = model.config.model_type
     if family in ENCODER_DECODERS and hasattr(model, "lm_head"):
         attentions = [layer.encoder_attn for layer in model.get_decoder().layers]
         heads, step = model.config.decoder_attention_heads, cross_attend_to_memory
         if config.store == "hidden" and not folds(attentions):
-            raise ValueError('`store` "hidden" folds plain linear projections, which an adapter has replaced: "keys_values" serves.')
+            raise ValueError(
+                '`store` "hidden" folds plain linear projections, which an adapter has replaced: "keys_values" serves.'
+            )
     elif family in DECODERS and hasattr(model, "lm_head"):
         attentions = [layer.self_attn for layer in getattr(model, model.base_model_prefix).layers]
         heads, step = model.config.num_attention_heads, attend_to_memory
@@ -69,7 +73,9 @@ def _check_decoder(model: PreTrainedModel, config: UnlimiformerConfig) -> None:
     if config.store == "hidden":
         raise ValueError('`store` "hidden" needs an encoder; a decoder keeps "keys_values".')
     if config.first_step == "window":
-        raise ValueError('`first_step` "window" needs an encoder; a decoder reads its "memory" from the first step on.')
+        raise ValueError(
+            '`first_step` "window" needs an encoder; a decoder reads its "memory" from the first step on.'
+        )
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):
         raise ValueError(
@@ -230,5 +236,3 @@ def unlimiform(model: PreTrainedModel, config: UnlimiformerConfig | None = None)
         RuntimeError: the model has a memory already.
     """
     return Unlimited(model, config or UnlimiformerConfig())
-
-

@@ -23,7 +23,9 @@ class OfferedMemory(NamedTuple):
     first_step: int
 
 
-def offer_memory(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+def offer_memory(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]] | None:
     """Forward pre-hook of a served attention module: pass on the memory in its cache as `graft_memory`."""
     cache = cache_of(kwargs)
     layer, past = memory_layer(cache, module.layer_idx)  # type: ignore[arg-type]
@@ -171,7 +173,9 @@ def _read(
     grid = rows.to_grid(query)
     layout = QueryLayout(heads // key_heads, grid.shape[1], target)
 
-    def by_document(rows_of_heads: Tensor) -> Tensor:  # (documents, repeats, heads, ...) -> (documents, key heads, count, ...)
+    def by_document(
+        rows_of_heads: Tensor,
+    ) -> Tensor:  # (documents, repeats, heads, ...) -> (documents, key heads, count, ...)
         split = rows_of_heads.unflatten(2, (key_heads, layout.groups))
         return split.permute(0, 2, 3, 1, *range(4, split.ndim)).flatten(2, 4)
 

@@ -89,7 +89,9 @@ class Memory:
         return named
 
     def _with_tensors(self, named: dict[str, Tensor], **changes: Any) -> "Memory":
-        by_name: dict[str, dict[int, Tensor]] = {name: {} for name in ("keys", "values", "window_keys", "window_values")}
+        by_name: dict[str, dict[int, Tensor]] = {
+            name: {} for name in ("keys", "values", "window_keys", "window_values")
+        }
         for key, tensor in named.items():
             if key != "hidden":
                 name, layer = key.split(".")
@@ -239,7 +241,8 @@ class Memory:
         behind = (torch.arange(shift) >= shift - taken[:, None]).to(device, real.dtype)
         mask = torch.cat([behind, real], dim=1)
         inputs = {"input_ids": question_ids, "attention_mask": mask, **cache_argument(cache)}
-        if not bool(mask.all()):
+        rows.is_padded = not bool(mask.all())
+        if rows.is_padded:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, shift:]
         return inputs
 
@@ -371,5 +374,3 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-

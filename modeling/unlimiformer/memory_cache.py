@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..cache_layers import CacheLayerWrapper
+from ..transformers_compat import ASSISTED_SINCE, ASSISTS_FROM_A_CACHE
 from .knn_attention import KeyChoice
 from .report import AttentionReport
 
@@ -24,12 +26,15 @@ class DocumentRows:
     Args:
         documents: document of each row as the memory was given; generation may repeat each (beams, samples).
         count: number of documents stored.
+
+    `is_padded` says whether positions of the memory or of the questions are padding.
     """
 
     def __init__(self, documents: Sequence[int], count: int) -> None:
         self.given = list(documents)
         self.count = count
         self.rows: list[int] | None = None
+        self.is_padded = False
         self._slots: tuple[Tensor, Tensor] | None = None
 
     def expect(self, batch: int) -> list[int]:
@@ -77,7 +82,11 @@ class DocumentRows:
         if self._slots is None:
             rows_of = [[row for row, of in enumerate(documents) if of == document] for document in range(self.count)]
             width = max(map(len, rows_of))
-            slots = [(document * width + place, row) for document, rows in enumerate(rows_of) for place, row in enumerate(rows)]
+            slots = [
+                (document * width + place, row)
+                for document, rows in enumerate(rows_of)
+                for place, row in enumerate(rows)
+            ]
             to_grid = torch.zeros(self.count * width, dtype=torch.long)
             from_grid = torch.zeros(len(documents), dtype=torch.long)
             for slot, row in slots:
@@ -141,6 +150,21 @@ class MemoryCacheLayer(CacheLayerWrapper):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         length, offset = self.inner.get_mask_sizes(query_length)
         return length, offset + self.shift
+
+    def activate_past_recording(self) -> None:
+        """Called when assisted decoding starts: refuse where `generate` would lose the mask of the memory.
+
+        Raises:
+            RuntimeError: the question is padded, or this transformers cuts the mask to the question's length.
+        """
+        if self.shift and (self.rows.is_padded or not ASSISTS_FROM_A_CACHE):
+            raise RuntimeError(
+                "Assisted decoding from a decoder's memory needs a question without padding and transformers "
+                f"{ASSISTED_SINCE} or newer (this is {transformers.__version__}): otherwise `generate` cuts the mask."
+            )
+        record = getattr(self.inner, "activate_past_recording", None)
+        if record is not None:
+            record()
 
     # The layers share their rows, so only the first one passes an operation on to them.
 

@@ -70,7 +70,9 @@ def real_tokens(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: in
     expected = (places >= starts[:, None]) & (places < (starts + lengths)[:, None])
     if not torch.equal(expected, real):
         document, place = (real != expected).nonzero()[0].tolist()
-        raise ValueError(f"`attention_mask` has a hole in document {document} near position {place}: real tokens must be together.")
+        raise ValueError(
+            f"`attention_mask` has a hole in document {document} near position {place}: real tokens must be together."
+        )
     wrong = real & ((input_ids < 0) | (input_ids >= vocab_size))
     if bool(wrong.any()):
         document, place = wrong.nonzero()[0].tolist()
@@ -176,7 +178,9 @@ def remember_encoded(
             made = cross_projections(attention, states.to(first_window.dtype))
             keys[layer], values[layer] = (tensor.to(states.dtype).contiguous() for tensor in made)
         if windowed or not first <= layer < last:
-            window_keys[layer], window_values[layer] = map(Tensor.contiguous, cross_projections(attention, first_window))
+            window_keys[layer], window_values[layer] = map(
+                Tensor.contiguous, cross_projections(attention, first_window)
+            )
     return Memory(
         config,
         model.config,
