@@ -69,7 +69,8 @@ def describe(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     if origin in (Union, types.UnionType):
         # An enum of transformers stands beside `str`; its members are text as well.
-        described = [describe(o) for o in options if o in words or get_origin(o) is not None or o in (list, dict)]
+        named = [o for o in options if o in words or get_origin(o) is not None or o in (list, dict)]
+        described = [describe(o) for o in named if not (o is int and float in options)]
         return " or ".join(dict.fromkeys(described))
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in options)
@@ -109,7 +110,7 @@ def typed_value(values: Sequence[str], hint: Any) -> Any:
         return True if fits(True, hint) else [] if item is not None else None
     if len(values) == 1:
         value = _typed(values[0], hint)
-        if not fits(value, hint) and item is not None:
+        if not fits(value, hint) and item is not None and not isinstance(value, list):
             value = [_typed(values[0], item)]
         return value
     return [_typed(value, Any if item is None else item) for value in values]
