@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from transformers import TrainerState
 
 from graft.atomic_files import write_json
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.modeling.unlimiformer.attach import unlimiform
 
 logger = logging.getLogger(__name__)
 
@@ -92,19 +93,17 @@ class MemoryAbility:
 
     @contextmanager
     def evaluating(self, model: nn.Module, view: str | None) -> Iterator[Read | None]:
-        """Attach the memory, unless the view goes without one or the model brings its own."""
-        if view not in (None, "full") or has_own_memory(model):
+        """Attach the memory, unless the view goes without one; a model with its own memory is asked for that."""
+        if view not in (None, "full"):
             yield None
             return
-        from graft.modeling.unlimiformer.attach import unlimiform
-
-        base: Any = base_model(model)
-        with unlimiform(base, self.config) as handle:
-            logger.info("Evaluating with memory: %r", handle)
+        base = base_model(model)
+        with nullcontext(base) if has_own_memory(model) else unlimiform(base, self.config) as reader:
+            logger.info("Evaluating with memory: %s", self.config if reader is base else repr(reader))
             if base.config.is_encoder_decoder:
-                yield lambda batch: [_read_source(handle, batch)]
+                yield lambda batch: [_read_source(reader, batch)]
             else:
-                yield lambda batch: _read_document(handle, batch)
+                yield lambda batch: _read_document(reader, batch)
 
     def save(self, folder: Path) -> None:
         """Write the options to memory.json, where scripts/generate.py finds them."""
@@ -128,10 +127,7 @@ class MemoryAbility:
 
 def read_plainly(batch: Batch) -> list[Part]:
     """The whole batch as it is: what the base model sees."""
-    mask = batch["attention_mask"]
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
-    if not mask[:, 0].all():  # left-padded: positions count from each row's first token, as they would alone
-        inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     return [Part(_all_rows(batch), inputs, _prompt(batch), batch.get("labels"))]
 
 
@@ -146,13 +142,13 @@ def _prompt(batch: Batch) -> dict[str, Any] | None:
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
-def _read_source(handle: Any, batch: Batch) -> Part:
+def _read_source(reader: Any, batch: Batch) -> Part:
     """Encoder-decoder: the whole source becomes the memory, which scoring and generating share."""
-    memory = handle.remember(batch["input_ids"], batch["attention_mask"])
+    memory = reader.remember(batch["input_ids"], batch["attention_mask"])
     return Part(_all_rows(batch), memory.inputs(), memory.inputs(), batch.get("labels"))
 
 
-def _read_document(handle: Any, batch: Batch) -> list[Part]:
+def _read_document(reader: Any, batch: Batch) -> list[Part]:
     """Decoder-only: what lies before the local tokens becomes the memory; rows without such tokens go plainly."""
     if "memory_ids" not in batch:
         return read_plainly(batch)
@@ -164,7 +160,7 @@ def _read_document(handle: Any, batch: Batch) -> list[Part]:
     if remembers.any():
         rows = remembers.nonzero()[:, 0]
         chosen = _rows_of(batch, rows)
-        memory = handle.remember(chosen["memory_ids"], chosen["memory_mask"])
+        memory = reader.remember(chosen["memory_ids"], chosen["memory_mask"])
         prompts = memory.inputs(chosen["prompt_ids"], chosen["prompt_mask"]) if "prompt_ids" in chosen else None
         scored = memory.inputs(chosen["input_ids"], chosen["attention_mask"])
         parts.append(Part(rows, scored, prompts, chosen.get("labels")))

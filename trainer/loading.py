@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import logging
 from collections.abc import Iterable
@@ -22,13 +21,11 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import graft.registration  # noqa: F401  (our own classes load without consent to remote code)
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.arguments import AdapterArguments, ModelArguments
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.tokenizer_training import TRAIN, trained_tokenizer
-
-with contextlib.suppress(ImportError):  # TEMPORARY until the memory exists
-    import graft.registration  # noqa: F401  (our own classes load without consent to remote code)
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from graft.atomic_files import new_folder
+from graft.trainer.configuration_error import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
     Each sequence is wrapped in `<s> ... </s>`. Equal texts in equal order give an equal tokenizer.
 
     Raises:
-        ValueError: `vocab_size` leaves no room for the 256 bytes and the special tokens.
+        ConfigurationError: `vocab_size` leaves no room for the 256 bytes and the special tokens.
     """
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
-        raise ValueError(f"`config_overrides.vocab_size` must be at least {smallest} to train on, got {vocab_size}.")
+        raise ConfigurationError(
+            f"To train a tokenizer, `vocab_size` must be at least {smallest}, for bytes and special tokens, got "
+            f"{vocab_size}."
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -20,7 +20,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.hub import PushInProgress
 
-from graft.trainer.abilities import Ability, Part, Read, base_model, has_own_memory, read_plainly
+from graft.trainer.abilities import Ability, Part, Read, base_model, read_plainly
 from graft.trainer.evaluation import Evaluation
 from graft.trainer.metrics import Metric
 from graft.trainer.model_card import facts_of_trainer, write_model_card
@@ -263,10 +263,12 @@ class GraftTrainerMixin(_Base):
         if self._encoder_decoder:
             logits = model(**part.loss_inputs, labels=part.labels)["logits"]
             return token_losses(logits, part.labels, shifted=False)
-        # Logits of a long document that nobody scores would take most of the memory.
-        forward: Any = base_model(self.model).forward
-        takes_tail = "logits_to_keep" in inspect.signature(forward).parameters and not has_own_memory(self.model)
-        kept = {"logits_to_keep": scored_tail(part.labels)} if takes_tail else {}
+        kept: dict[str, Any] = {}
+        if _takes(base_model(self.model), "logits_to_keep"):  # those of a long document that nobody scores would
+            kept["logits_to_keep"] = scored_tail(part.labels)  # take most of the memory
+        if set(part.loss_inputs) == {"input_ids", "attention_mask"}:
+            # Left padding must not count; and with positions given, a model with its own memory reads without it.
+            kept["position_ids"] = (part.loss_inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         logits = model(**part.loss_inputs, **kept)["logits"]
         return token_losses(logits, part.labels, shifted=True)
 
@@ -343,6 +345,12 @@ def _column(rows: Any, name: str) -> list[Any] | None:
     if not len(rows) or name not in rows[0]:
         return None
     return [row[name] for row in rows]
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    """Whether the forward of the model's class, or of one it passes its keywords on to, has such an argument."""
+    forwards = [parent.forward for parent in type(model).__mro__ if issubclass(parent, nn.Module)]
+    return any(name in inspect.signature(forward).parameters for forward in forwards)
 
 
 def _in_rows(pieces: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:

@@ -50,13 +50,15 @@ def predictions_of(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("launcher", "task"),
-    [(torchrun, "seq2seq"), pytest.param(torchrun, "causal", marks=pytest.mark.slow), (accelerate, "causal")],
+    [(torchrun, "seq2seq"), pytest.param(accelerate, "causal", marks=pytest.mark.slow)],
 )
 def test_two_processes_give_what_one_gives(make_run, tmp_path, losses_of, launcher, task):
     sizes = {"per_device_train_batch_size": 4, "train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
     config = str(make_run(task, **sizes, do_train=True, do_eval=True, optim="sgd", learning_rate=0.1))
     # Equal batches need an order that does not depend on how many share it.
     order = ["--training.train_sampling_strategy", "sequential"]
+    if task == "seq2seq":
+        order += ["--model.config_overrides.dropout", "0.0"]  # each process draws its own
     assert main([config, *order]) == 0
     wide = ["--training.per_device_train_batch_size", "2", "--training.output_dir", str(tmp_path / "wide")]
     run_twice_as_wide(launcher(), config, *order, *wide)
