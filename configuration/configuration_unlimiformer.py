@@ -19,7 +19,8 @@ class UnlimiformerConfig:
     Args:
         keys_per_query: keys each head keeps for each query: a number, "window" (as many as the window has tokens), or
             None for all of them, which is exact full attention over the memory.
-        window: tokens the model reads at a time; None takes what the model was trained on.
+        window: tokens the model reads at a time; None takes all positions an encoder was trained on, and half of a
+            decoder's, since question and answer need room behind them.
         overlap: share of a window that repeats the one before, in [0, 1). Reading costs 1 / (1 - overlap) passes.
         store: what is kept of each token: "hidden", the encoder's output, once for all layers; "keys_values", what
             each layer projected from it; "auto" is "hidden" for encoder-decoders and "keys_values" for decoders.
@@ -63,9 +64,12 @@ class UnlimiformerConfig:
             raise ValueError(f"`overlap` must lie in [0, 1), got {self.overlap}.")
         if self.window is not None and self.window - 2 * int(self.window * self.overlap / 2) < 1:
             raise ValueError(f"`overlap` {self.overlap} leaves a `window` of {self.window} tokens no stride.")
-        if self.sinks < 0:
-            raise ValueError(f"`sinks` must be at least 0, got {self.sinks}.")
-        if self.heads is not None and (not self.heads or min(self.heads) < 0 or len(set(self.heads)) < len(self.heads)):
+        most = self.keys_per_query if isinstance(self.keys_per_query, int) else self.sinks
+        if not 0 <= self.sinks <= most:
+            raise ValueError(f"`sinks` must lie in [0, `keys_per_query`], got {self.sinks} of {self.keys_per_query}.")
+        if self.heads is not None and (
+            not self.heads or min(self.heads) < 0 or len(set(self.heads)) < len(self.heads)
+        ):
             raise ValueError(f"`heads` must name different heads from 0 on, or be None for all, got {self.heads}.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +107,7 @@ class _HoldsUnlimiformerConfig:
 
 @strict
 class UnlimiformerBartConfig(_HoldsUnlimiformerConfig, BartConfig):
-    """A BartConfig holding `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, or None for defaults."""
+    """A BartConfig with `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, None for defaults."""
 
     model_type = "graft_unlimiformer_bart"
 
@@ -116,7 +120,7 @@ class UnlimiformerBartConfig(_HoldsUnlimiformerConfig, BartConfig):
 
 @strict
 class UnlimiformerLlamaConfig(_HoldsUnlimiformerConfig, LlamaConfig):
-    """A LlamaConfig holding `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, or None for defaults."""
+    """A LlamaConfig with `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, None for defaults."""
 
     model_type = "graft_unlimiformer_llama"
 

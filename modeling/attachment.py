@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 AttentionOutput = tuple[Tensor, Tensor | None]
 AttentionFunction = Callable[..., AttentionOutput]
 AttentionStep = Callable[..., AttentionOutput]
-"""`step(proceed, module, query, key, value, attention_mask, **kwargs)`, with `proceed(module, query, ...)` the rest."""
+"""`step(proceed, module, query, key, value, attention_mask, **kwargs)`; `proceed(module, query, ...)` is the rest."""
 
 IMPLEMENTATION = "graft"
 _CHAIN = "graft_attention_chain"

@@ -33,3 +33,10 @@ def take_cache(arguments: dict[str, Any]) -> Any:
     """Remove the cache from keyword arguments, under either name, and return it; None if there is none."""
     caches = [arguments.pop(name, None) for name in ("cache", "past_key_values")]
     return caches[0] if caches[0] is not None else caches[1]
+
+
+def without_cache(output: Any) -> Any:
+    """A model's output without its cache, which `generate` would otherwise go on with; a tuple stays as it is."""
+    if isinstance(output, tuple):
+        return output
+    return type(output)(**{name: value for name, value in output.items() if name not in ("cache", "past_key_values")})

@@ -36,7 +36,8 @@ def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tup
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
-            f"`model` must be a transformers model, got {type(model).__name__}; of a PEFT model pass `model.get_base_model()`."
+            f"`model` must be a transformers model, got {type(model).__name__}; of a PEFT model pass "
+            "`model.get_base_model()`."
         )
     family = model.config.model_type
     if family in ENCODER_DECODERS and hasattr(model, "lm_head"):
@@ -68,7 +69,8 @@ def _check_decoder(model: PreTrainedModel, config: UnlimiformerConfig) -> None:
         types = ["sliding_attention" if sliding else "full_attention"] * model.config.num_hidden_layers
     if any(kind != "full_attention" for kind in types):
         raise ValueError(
-            f"`model` has layers of type {sorted(set(types))}: memory needs layers with full attention. If it was trained with it, set `config.sliding_window` to None before loading."
+            f"`model` has layers of type {sorted(set(types))}: memory needs full attention in all of them. Where a "
+            "model was trained with it, load it with `sliding_window=None`."
         )
     if config.store == "hidden":
         raise ValueError('`store` "hidden" needs an encoder; a decoder keeps "keys_values".')
@@ -79,7 +81,8 @@ def _check_decoder(model: PreTrainedModel, config: UnlimiformerConfig) -> None:
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):
         raise ValueError(
-            f"`model` changes its rotary frequencies with the length of its input (rope_type {rope['rope_type']!r}), so remembered keys cannot be moved."
+            f"`model` changes its rotary frequencies with the length of its input (rope_type {rope['rope_type']!r}), "
+            "so remembered keys cannot be moved."
         )
 
 

@@ -108,7 +108,7 @@ def cross_attend_to_memory(
 
 
 def _is_stock_attention(memory: LayerMemory, offered: OfferedMemory) -> bool:
-    """Whether every query sees every key of a full store: then the model's own kernel gives the answer, bit for bit."""
+    """Whether every query sees every stored key: then the model's own kernel gives the answer, bit for bit."""
     return (
         not memory.is_hidden
         and memory.visible is None

@@ -39,7 +39,7 @@ class KeyChoice:
 
 
 def best_keys(scores: Tensor, choice: KeyChoice) -> tuple[Tensor, Tensor]:
-    """The scores of the kept keys and their ids, each (..., kept), unsorted; exactly `keys_per_query`, also on ties."""
+    """Scores and ids of the kept keys, each (..., kept), unsorted; exactly `keys_per_query`, also on ties."""
     kept = choice.keys_per_query
     if not choice.sinks:
         best, ids = scores.topk(kept, dim=-1, sorted=False)
@@ -79,8 +79,8 @@ def knn_attention(
         observe: shown what was kept, see `Observer`.
 
     Returns:
-        The output (documents, heads, count, dim) and the log-sum-exp of the kept scores (documents, heads, count), both
-        float32 or wider. A query that sees no key gets zeros and -inf.
+        The output (documents, heads, count, dim) and the log-sum-exp of the kept scores (documents, heads, count),
+        both float32 or wider. A query that sees no key gets zeros and -inf.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     documents, heads, count, _ = query.shape

@@ -253,7 +253,7 @@ class Memory:
     # On disk
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the memory to `folder`: safetensors, a JSON description, a manifest with checksums; whole or not at all.
+        """Write the memory to `folder`, whole or not at all: safetensors, a JSON description, checksums.
 
         Raises:
             FileExistsError: the folder holds something already.
@@ -296,8 +296,8 @@ class Memory:
         found = model_fingerprint(model)
         if strict and description["fingerprint"] != found:
             raise ValueError(
-                f"`folder` {folder} was made by weights {description['fingerprint']} of a {description['model_type']}, "
-                f"this {model.config.model_type} has {found}. Remember again, or pass strict=False to use it as it is."
+                f"`folder` {folder} was made by weights {description['fingerprint']} of a "
+                f"{description['model_type']}, this {model.config.model_type} has {found}. Remember again, or pass strict=False to use it as it is."
             )
         with safe_open(str(folder / TENSORS_FILE), framework="pt") as file:
             named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

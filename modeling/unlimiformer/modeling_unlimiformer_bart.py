@@ -9,7 +9,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from ...configuration.configuration_unlimiformer import UnlimiformerBartConfig
 from ..attachment import serve
 from ..remote_code import SavesItsCode
-from ..transformers_compat import CACHE_ARGUMENT, cache_of, take_cache
+from ..transformers_compat import cache_of, take_cache, without_cache
 from .attach import memory_attentions, remember
 from .attend import offer_memory
 from .memory import Memory
@@ -68,9 +68,7 @@ class UnlimiformerBart(SavesItsCode, BartForConditionalGeneration):
         if memory is not None and cache_of(kwargs) is None:
             take_cache(kwargs)
             output = super().forward(labels=labels, **stock, **{**kwargs, **memory.inputs()})
-            if kwargs.get("use_cache") is False and not isinstance(output, tuple):
-                setattr(output, CACHE_ARGUMENT, None)  # else `generate` would go on with it
-            return output
+            return without_cache(output) if kwargs.get("use_cache") is False else output
         return super().forward(
             input_ids,
             attention_mask=attention_mask,

@@ -1,4 +1,4 @@
-"""Reading documents into a memory: windows through the encoder, or through a decoder's body, once, without gradient."""
+"""Reading documents into a memory: windows through an encoder or a decoder's body, once, without gradient."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,7 +169,8 @@ def remember_encoded(
             states[reading.document, reading.place] = row[reading.kept].to(dtype)
             if reading.window.start == 0:
                 first_window[reading.document, : reading.length] = row
-    assert states is not None and first_window is not None  # there is at least one window
+    assert states is not None  # there is at least one window
+    assert first_window is not None
     keeps_keys = config.store == "keys_values" or (config.store == "auto" and not folds(attentions))
     keys, values, window_keys, window_values = {}, {}, {}, {}
     windowed = config.heads is not None or config.first_step == "window"
