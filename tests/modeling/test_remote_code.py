@@ -353,16 +353,20 @@ class TinyHub(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def test_each_push_carries_the_code_also_into_a_folder_that_had_it(model, tmp_path):
-    model.save_pretrained(tmp_path / "saved")
+def test_each_push_carries_the_code_also_into_a_folder_that_had_it(package, tmp_path):
+    package(tiny_wing())
     TinyHub.commits.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), TinyHub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stranger(
             f"""
-loaded = transformers.AutoModel.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+sys.meta_path.pop(0)
+sys.path.insert(0, {str(tmp_path / "site")!r})
+from tinywing.modeling.tiny.modeling_tiny import TinyConfig, TinyModel
 for _ in range(2):
-    loaded.save_pretrained({str(tmp_path / "pushed")!r}, push_to_hub=True, repo_id="me/tiny", token="hf_test")
+    TinyModel(TinyConfig()).save_pretrained(
+        {str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="me/tiny", token="hf_test"
+    )
 print("\\n{{}}")
 """,
             tmp_path,
