@@ -123,7 +123,8 @@ class Unlimited(Attachment):
         first, last = layer_range(self.config, len(self.attentions))
         state = "" if self.is_attached else ", removed"
         rule = keys_rule(self.config, self.window)
-        return f"Unlimited({type(self.model).__name__}, {rule}, layers {first} to {last - 1}, window {self.window}{state})"
+        layers = f"layers {first} to {last - 1}, window {self.window}"
+        return f"Unlimited({type(self.model).__name__}, {rule}, {layers}{state})"
 
     def remember(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> Memory:
         """Read documents once, in windows, without gradient.

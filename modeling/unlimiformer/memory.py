@@ -297,7 +297,8 @@ class Memory:
         if strict and description["fingerprint"] != found:
             raise ValueError(
                 f"`folder` {folder} was made by weights {description['fingerprint']} of a "
-                f"{description['model_type']}, this {model.config.model_type} has {found}. Remember again, or pass strict=False to use it as it is."
+                f"{description['model_type']}, this {model.config.model_type} has {found}. Remember again, or pass "
+                "strict=False to use it as it is."
             )
         with safe_open(str(folder / TENSORS_FILE), framework="pt") as file:
             named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
