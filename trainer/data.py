@@ -167,10 +167,20 @@ def _settings(configuration: RunConfiguration, limit: int | None, target_limit: 
 
 def _training_limit(configuration: RunConfiguration, max_positions: int | None, target_limit: int) -> int | None:
     """Source tokens that the base model reads: as configured, or as many as it was trained on."""
-    if configuration.data.max_source_length is not None or max_positions is None:
-        return configuration.data.max_source_length
-    shares_positions = configuration.model.task == "causal" and has_target(configuration)
-    return max_positions - target_limit if shares_positions else max_positions
+    configured, causal = configuration.data.max_source_length, configuration.model.task == "causal"
+    if configured is None and max_positions is not None and causal and has_target(configuration):
+        if max_positions <= target_limit:
+            raise ConfigurationError(
+                f"`data.max_target_length` {target_limit} leaves the source none of the {max_positions} positions the "
+                "model was trained on; lower it, or set `data.max_source_length`."
+            )
+        return max_positions - target_limit  # a decoder's answer stands in the same row
+    if configured is not None and max_positions is not None and configured > max_positions and not causal:
+        raise ConfigurationError(
+            f"`data.max_source_length` {configured} exceeds the {max_positions} positions the model was trained on; a "
+            "longer source is for evaluation with memory (`data.eval_max_source_length`)."
+        )
+    return max_positions if configured is None else configured
 
 
 def _without_too_long(rows: Dataset, data: DataArguments, split: str, limit: int | None) -> Dataset:

@@ -99,7 +99,7 @@ def load_splits(data: DataArguments) -> dict[str, Dataset]:
         splits = {split: _load_files(split, files) for split, files in patterns.items() if files}
     if "test" in splits and data.test_slice is not None:
         start, end = data.test_slice
-        splits["test"] = splits["test"].select(range(*slice(start, end).indices(len(splits["test"]))))
+        splits["test"] = splits["test"].select(list(range(*slice(start, end).indices(len(splits["test"])))))
     counts = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_test_samples}
     splits = {split: _sampled(rows, counts[split], data.sample_seed) for split, rows in splits.items()}
     if empty := [split for split, rows in splits.items() if len(rows) == 0]:
