@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score greets at every evaluation
     from graft.trainer.config_file import ConfigurationError, read_configuration
-    from graft.trainer.run import RunFlags, metric_of_ones_own, run
+    from graft.trainer.training_run import RunFlags, metric_of_ones_own, run
 
     if given.resume is not None:
         configs = [str(given.resume / "run.json"), *configs]

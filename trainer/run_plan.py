@@ -8,7 +8,7 @@ from graft.trainer.loading import parameter_counts
 from graft.trainer.tokenisation import IGNORED
 
 if TYPE_CHECKING:
-    from graft.trainer.run import Prepared
+    from graft.trainer.training_run import Prepared
 
 
 def plan_of(prepared: Prepared) -> str:

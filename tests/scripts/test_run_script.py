@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from graft.scripts.generate import main as generate
 from graft.scripts.run import main
 
 
@@ -102,6 +105,7 @@ def test_text_without_target_is_scored_by_likelihood(make_run, tmp_path):
         (["--model.config_overrides.d_modell", "8"], "config_overrides.*d_modell.*d_model"),
         (["--model.from_config", "true", "--adapter.r", "4"], "adapter.*from_config"),
         (["--adapter.target_modules", '["nothing"]'], "adapter.target_modules"),
+        (["--data.max_target_length", "200"], "data.max_target_length.*128 positions, got 200"),
         (["--metric", "no_such_module:score"], "--metric.*MODULE:FUNCTION.*no_such_module"),
         (["--training.save_strategy", "sometimes"], "training.*sometimes"),
         (["--data.chunksize", "8"], "data.chunksize"),
@@ -129,3 +133,56 @@ def test_a_folder_with_another_run_is_refused(make_run, capsys):
     assert "data.max_source_length" in capsys.readouterr().err.splitlines()[-1]
     assert main([config, "--fresh"]) == 2
     assert "--fresh" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_adapter_is_trained_plainly_and_evaluated_with_memory(make_run, tmp_path):
+    config = make_run("causal", predict_with_generate=False)
+    options = [
+        *("--data.target_column", "null", "--data.max_source_length", "32", "--data.scored_tokens", "8"),
+        *("--data.eval_views", "full", "truncated", "context", "--memory.local_tokens", "8", "--memory.window", "24"),
+        *("--no-generation", "--metrics", "perplexity", "--adapter.r", "2"),
+    ]
+    assert main([str(config), *options]) == 0
+    out = tmp_path / "out"
+    results = json.loads((out / "run.json").read_text())["results"]
+    assert {f"eval_{view}_perplexity" for view in ("full", "truncated", "context")} <= set(results)
+    assert json.loads((out / "memory.json").read_text())["local_tokens"] == 8
+    card = (out / "README.md").read_text()
+    assert "`local_tokens=8`" in card
+    snippet = card.partition("```python\n")[2].partition("```")[0].replace("A long document", "the cat " * 60)
+    assert "model.get_base_model(), UnlimiformerConfig(window=24, local_tokens=8)" in snippet
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert generate([str(out), "--prompt", "the cat " * 60, "--max_new_tokens", "3"]) == 0
+
+
+def test_bart_from_scratch_learns_its_tokenizer_and_is_evaluated_with_memory(make_run, tmp_path, losses_of):
+    make_run("seq2seq")
+    recipe = Path(__file__).parents[2] / "configs" / "bart_from_scratch.json"
+    sizes = {"vocab_size": 400, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64}
+    sizes |= {"decoder_ffn_dim": 64, "max_position_embeddings": 32}
+    small = [token for name, size in sizes.items() for token in (f"--model.config_overrides.{name}", str(size))]
+    files = [
+        t for name in ("train", "validation", "test") for t in (f"--data.{name}", str(tmp_path / f"{name}.jsonl"))
+    ]
+    options = f"""
+        --data.source_column body --data.target_column summary --data.id_column name --data.max_source_length 32
+        --data.max_target_length 16 --generation.max_new_tokens 16 --memory.window 32
+        --training.max_steps 20 --training.eval_steps 10 --training.save_steps 10 --training.logging_steps 5
+        --training.learning_rate 0.01 --training.warmup_steps 0 --training.per_device_train_batch_size 4
+        --training.use_cpu --training.output_dir {tmp_path / "scratch"}
+    """.split()
+    assert main([str(recipe), *small, *files, *options]) == 0
+    folder = tmp_path / "scratch"
+    assert AutoModelForSeq2SeqLM.from_pretrained(folder).config.d_model == 32
+    assert len(AutoTokenizer.from_pretrained(folder)) <= 400
+    losses = losses_of(folder)
+    assert losses[20] < losses[5]
+    results = json.loads((folder / "run.json").read_text())["results"]
+    assert {"eval_full_rougeL", "eval_truncated_rougeL", "test_rougeL"} <= set(results)
+    full, truncated = (
+        lines_of(folder / "predictions" / f"eval_{view}-step-000020.jsonl") for view in ("full", "truncated")
+    )
+    assert [line["truncated"] for line in full] == [False] * 5
+    assert [line["truncated"] for line in truncated] == [line["source_tokens"] > 30 for line in truncated]
+    assert any(line["truncated"] for line in truncated)

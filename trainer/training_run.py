@@ -159,6 +159,7 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     """Load config, data, tokenizer and model, and lay the rows out; the order in which mistakes are cheapest."""
     set_seed(args.seed)
     config = load_config(configuration.model, configuration.memory, flags.trust_remote_code)
+    _check_lengths(configuration, config)
     with args.main_process_first(desc="loading the splits"):
         splits = load_splits(configuration.data)
     if flags.dry_run:
@@ -177,6 +178,21 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     if getattr(args, "activation_checkpointing", getattr(args, "gradient_checkpointing", False)):
         model.enable_input_require_grads()
     return Prepared(configuration, args, config, tokenizer, splits, train, during_training, rows, model)
+
+
+def _check_lengths(configuration: RunConfiguration, config: PreTrainedConfig) -> None:
+    """Learned positions end; past them an embedding fails in the middle of a run."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not config.is_encoder_decoder or positions is None:
+        return
+    data = configuration.data
+    lengths = {name: getattr(data, name) for name in ("max_source_length", "max_target_length")}
+    lengths["eval_max_target_length"] = data.eval_max_target_length
+    given = {f"data.{name}": length for name, length in lengths.items()}
+    given["generation.max_new_tokens"] = configuration.generation.get("max_new_tokens")
+    for name, length in given.items():
+        if length is not None and length > positions:
+            raise ConfigurationError(f"`{name}` must be at most the model's {positions} positions, got {length}.")
 
 
 def _check_splits(args: Seq2SeqTrainingArguments, splits: Mapping[str, Dataset]) -> None:
