@@ -33,6 +33,9 @@ _GENERATED, _HEADER = b"automatically generated", 1500  # such files of transfor
 _FILES_FOR_ONE_PROCESS = 500
 _SYNOPSIS = re.compile(r"^[ \t]*:synopsis:[ \t]*(.+)\n", re.MULTILINE)
 
+_NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 
 @dataclass(frozen=True)
 class Docstring:
@@ -72,15 +75,14 @@ def _split_summary(text: str) -> tuple[str, str]:
 
 def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
     """(name, docstring) of the module and of all its classes and functions, in the order of the source."""
-    pending: list[tuple[str, ast.AST]] = [(module, tree)]
+    pending: list[tuple[str, _Documented]] = [(module, tree)]
     while pending:
         name, node = pending.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node, clean=True):
-                yield name, text
-            inner = [child for child in node.body if isinstance(child, ast.ClassDef | ast.FunctionDef)]
-            if not isinstance(node, ast.FunctionDef):  # what a function defines inside is nobody's documentation
-                pending += [(f"{name}.{child.name}", child) for child in reversed(inner)]
+        if text := ast.get_docstring(node, clean=True):
+            yield name, text
+        if isinstance(node, ast.Module | ast.ClassDef):  # what a function defines inside is nobody's documentation
+            inner = [child for child in node.body if isinstance(child, _NAMED)]
+            pending += [(f"{name}.{child.name}", child) for child in reversed(inner)]
 
 
 def _module_name(root: Path, file: Path) -> str:

@@ -135,8 +135,8 @@ def build_documentation_dataset(output: str | Path, settings: DocumentationSetti
     """Write the data set into `output`, whole or not at all, and return the number of rows of each file.
 
     Files: {train,validation,test}.parquet (pairs), documents-{train,validation,test}.parquet, README.md and
-    manifest.json.
-    An earlier data set of ours in `output` is replaced once the new one is complete.
+    manifest.json. A file that would have no rows is not written, since `datasets` cannot read it. An earlier
+    data set of ours in `output` is replaced once the new one is complete.
 
     Raises:
         ConfigurationError: `output` holds something else, or no package is installed.
@@ -152,6 +152,9 @@ def build_documentation_dataset(output: str | Path, settings: DocumentationSetti
     pair_columns = ("id", "package", "module", "source", "target", "words")
     with new_folder(output, replace=True) as folder:
         for name, rows in files.items():
+            if not rows:
+                logger.warning("%s.parquet would have no rows and is not written.", name)
+                continue
             columns = ("id", "package", "text", "words") if name.startswith("documents-") else pair_columns
             _write_rows(folder / f"{name}.parquet", rows, columns)
         (folder / "README.md").write_text(data_card(files, origins, settings), encoding="utf-8", newline="\n")
