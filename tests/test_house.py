@@ -56,17 +56,16 @@ def listed(section: str, option: str) -> list[str]:
     return [line.strip() for line in setup_cfg()[section][option].splitlines() if line.strip()]
 
 
-def ours(pattern: str) -> Iterator[Path]:
-    for path in sorted(ROOT.rglob(pattern)):
-        parts = path.relative_to(ROOT).parts
-        if not (set(parts) & NOT_OURS or any(part.startswith((".", "__editable__")) for part in parts)):
-            yield path
-
-
+@cache
 def package_folders() -> dict[str, Path]:
-    """Each package's name and its folder."""
-    folders = (path.parent.relative_to(ROOT) for path in ours("__init__.py"))
-    return {".".join(("graft", *folder.parts)).replace("graft.src.graft", "graft"): folder for folder in folders}
+    """Each package's name and its folder, relative to the root."""
+    found = {}
+    for here, folders, files in os.walk(ROOT):
+        folders[:] = sorted(name for name in folders if name not in NOT_OURS and not name.startswith("."))
+        if "__init__.py" in files:
+            folder = Path(here).relative_to(ROOT)
+            found[".".join(("graft", *folder.parts)).replace("graft.src.graft", "graft")] = folder
+    return found
 
 
 @cache
@@ -293,6 +292,7 @@ def test_the_library_does_not_print(name):
 WHO_READS = {"modeling", "retrieval", "graphs", "trainer", "scripts"}
 
 
+@cache
 def options() -> dict[str, set[str]]:
     """The fields of each config and argument class, by `module.Class`."""
     found = {}
