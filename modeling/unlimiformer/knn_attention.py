@@ -45,15 +45,25 @@ def best_keys(scores: Tensor, choice: KeyChoice) -> tuple[Tensor, Tensor]:
         best, ids = scores.topk(kept, dim=-1, sorted=False)
         return best, ids
     ranking = scores.clone()
-    ranking[..., : choice.sinks] = torch.inf
+    sinks = ranking[..., : choice.sinks]
+    sinks.masked_fill_(sinks > -torch.inf, torch.inf)  # those that may be seen rank first
     ids = ranking.topk(kept, dim=-1, sorted=False).indices
     return scores.gather(-1, ids), ids
 
 
-def normalise(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax weights and log-sum-exp of `scores` over the last axis; a row of -inf gives zeros and -inf."""
-    total = scores.logsumexp(dim=-1, keepdim=True)
-    weights = (scores - total.clamp(min=torch.finfo(total.dtype).min)).exp()
+def normalise(scores: Tensor, may_be_empty: bool = True) -> tuple[Tensor, Tensor]:
+    """Softmax weights and log-sum-exp of `scores` over the last axis.
+
+    The latter is max s - log(max p), which spares a second pass of exponentials. `may_be_empty`: some row may be all
+    -inf, and then gets zeros and -inf.
+    """
+    weights = scores.softmax(dim=-1)
+    highest = scores.amax(dim=-1, keepdim=True)
+    if may_be_empty:
+        weights = weights.masked_fill(highest == -torch.inf, 0.0)
+    total = highest - weights.amax(dim=-1, keepdim=True).log()
+    if may_be_empty:
+        total = torch.where(highest == -torch.inf, highest, total)
     return weights, total.squeeze(-1)
 
 
@@ -92,7 +102,10 @@ def knn_attention(
         if visible is not None:
             seen = visible if visible.shape[2] == 1 else visible[:, :, block]
             scores = scores.masked_fill(~seen, -torch.inf)
-        output, total = _attend(scores, values, choice, dropout, start, observe)
+        weights, total, ids = choose_and_normalise(scores, choice, visible is not None)
+        if observe is not None:
+            observe(start, weights, ids, (total - scores.logsumexp(dim=-1)).exp().nan_to_num(1.0))
+        output = _sum_values(F.dropout(weights, dropout), ids, values)
         outputs.append(output)
         totals.append(total)
     if len(outputs) == 1:
@@ -105,24 +118,24 @@ def _scored_in(keys: Tensor, wide: torch.dtype) -> torch.dtype:
     return keys.dtype if keys.device.type != "cpu" else wide
 
 
-def _attend(
-    scores: Tensor, values: Tensor, choice: KeyChoice, dropout: float, start: int, observe: Observer | None
-) -> tuple[Tensor, Tensor]:
-    source, count = scores.shape[-1], scores.shape[-2]
-    if choice.keeps_all(source):
-        weights, total = normalise(scores)
-        if observe is not None:
-            observe(start, weights, None, torch.ones_like(total))
-        return weighted_sums(F.dropout(weights, dropout), values), total
+def choose_and_normalise(
+    scores: Tensor, choice: KeyChoice, may_be_empty: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Weights (..., kept) of the kept keys, their log-sum-exp (...), and their ids, None if all are kept in order."""
+    if choice.keeps_all(scores.shape[-1]):
+        return *normalise(scores, may_be_empty), None
     best, ids = best_keys(scores, choice)
-    weights, total = normalise(best)
-    if observe is not None:
-        observe(start, weights, ids, (total - scores.logsumexp(dim=-1)).exp().nan_to_num(1.0))
-    weights = F.dropout(weights, dropout)
+    return *normalise(best, may_be_empty), ids
+
+
+def _sum_values(weights: Tensor, ids: Tensor | None, values: Tensor) -> Tensor:
+    if ids is None:
+        return weighted_sums(weights, values)
+    count, source = weights.shape[-2], values.shape[-2]
     if count * ids.shape[-1] <= 2 * source:  # measured crossover: benchmarks/memory_attention.py
-        return gathered_sums(weights, ids, values), total
-    dense = torch.zeros_like(scores).scatter(-1, ids, weights)
-    return weighted_sums(dense, values), total
+        return gathered_sums(weights, ids, values)
+    dense = weights.new_zeros(*weights.shape[:-1], source).scatter(-1, ids, weights)
+    return weighted_sums(dense, values)
 
 
 def local_attention(

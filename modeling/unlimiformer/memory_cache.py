@@ -37,6 +37,9 @@ class DocumentRows:
         self.is_padded = False
         self._slots: tuple[Tensor, Tensor] | None = None
 
+    def __len__(self) -> int:
+        return len(self.given if self.rows is None else self.rows)
+
     def expect(self, batch: int) -> list[int]:
         """The document of each of `batch` rows.
 
@@ -56,9 +59,9 @@ class DocumentRows:
 
     def take(self, indices: Sequence[int]) -> None:
         """Keep (or repeat, or reorder) the rows `indices`."""
-        if self.rows is not None:
-            self.rows = [self.rows[i] for i in indices]
-            self._slots = None
+        rows = self.given if self.rows is None else self.rows
+        self.rows = [rows[i] for i in indices]
+        self._slots = None
 
     def to_grid(self, rows: Tensor) -> Tensor:
         """Lay batch rows (batch, ...) out by document: (documents, repeats, ...), filled up with copies of row 0."""
@@ -71,7 +74,7 @@ class DocumentRows:
 
     def from_grid(self, grid: Tensor) -> Tensor:
         """Undo `to_grid`: (documents, repeats, ...) to (batch, ...)."""
-        documents = self.expect(len(self.rows or self.given))
+        documents = self.expect(len(self))
         flat = grid.flatten(0, 1)
         if documents == [document for document in range(self.count) for _ in range(grid.shape[1])]:
             return flat
@@ -168,10 +171,6 @@ class MemoryCacheLayer(CacheLayerWrapper):
 
     # The layers share their rows, so only the first one passes an operation on to them.
 
-    def _take_rows(self, indices: list[int]) -> None:
-        if self.index == 0:
-            self.rows.take(indices)
-
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
         if self.index == 0:
@@ -179,7 +178,8 @@ class MemoryCacheLayer(CacheLayerWrapper):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._take_rows([row for row in range(len(self.rows.rows or [])) for _ in range(repeats)])
+        if self.index == 0:
+            self.rows.take([row for row in range(len(self.rows)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
