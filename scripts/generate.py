@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -39,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = {name: getattr(given, name) for name in ("prefix", "suffix", "question", "chat", "report")}
     try:
         memory, generation = options_of(rest)
-        options = {"memory": None if given.no_memory else memory, "generation": generation, "streams": True}
+        options: dict[str, Any] = {
+            "memory": None if given.no_memory else memory,
+            "generation": generation,
+            "streams": True,
+        }
         options["trust_remote_code"] = given.trust_remote_code
         result = answer(Request(given.model, text_of(given.prompt), **texts, **options))
     except (ValueError, OSError) as error:

@@ -128,6 +128,16 @@ class Evaluation:
             )
         return lines
 
+    def extremes(self, count: int = 5) -> str:
+        """The worst and the best rows in lines of text, by the last metric with a value for each row."""
+        name = next((name for name in reversed(self.per_sample) if len(self.per_sample[name]) == len(self)), None)
+        if name is None:
+            return ""
+        ordered = sorted(self.lines(), key=lambda line: line["scores"][name] or 0, reverse=name == "loss")
+        chosen = ordered if len(ordered) <= 2 * count else ordered[:count] + ordered[-count:]
+        rows = [(line["id"], line["scores"][name], (line["prediction"] or "")[:80]) for line in chosen]
+        return "\n".join(f"  {row}: {name} {score:.4g} {text!r}" for row, score, text in rows)
+
     def write(self, path: Path) -> None:
         """Write `lines` to `path`; the file is whole or untouched."""
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines()))

@@ -41,20 +41,26 @@ def without_pickled_arguments(folder: Path, args: Any) -> None:
     write_json(folder / "training_args.json", values)
 
 
-def publish_checkpoint(checkpoint: Path, args: Any, repo_id: str, message: str) -> Any:
-    """Copy the checkpoint's published files to the output folder and upload that folder; returns the running job."""
-    output = Path(args.output_dir)
+def collect_checkpoint(checkpoint: Path, output: Path) -> None:
+    """Copy the published files of a checkpoint to the output folder, each whole or not at all."""
     for source in sorted(checkpoint.iterdir()):
         if source.is_file() and is_published(source.name):
             with new_file(output / source.name) as unfinished:
                 shutil.copyfile(source, unfinished)
+
+
+def publish(folder: Path, repo_id: str, message: str, blocking: bool = True, **options: Any) -> Any:
+    """Upload the published files of `folder` in one commit; options go to `upload_folder`, such as token, revision.
+
+    Returns:
+        What the client returns: the commit, or its future if not `blocking`.
+    """
     return HfApi().upload_folder(
         repo_id=repo_id,
-        folder_path=output,
+        folder_path=folder,
         commit_message=message,
-        token=args.hub_token,
-        run_as_future=True,
+        run_as_future=not blocking,
         allow_patterns=list(PUBLISHED),
         ignore_patterns=list(NOT_PUBLISHED),
-        revision=args.hub_revision,
+        **options,
     )

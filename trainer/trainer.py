@@ -24,7 +24,7 @@ from graft.trainer.abilities import Ability, Part, Read, base_model, read_plainl
 from graft.trainer.evaluation import Evaluation
 from graft.trainer.metrics import Metric
 from graft.trainer.model_card import facts_of_trainer, write_model_card
-from graft.trainer.published_files import check_hub_strategy, publish_checkpoint, without_pickled_arguments
+from graft.trainer.published_files import check_hub_strategy, collect_checkpoint, publish, without_pickled_arguments
 from graft.trainer.token_losses import IGNORED, scored_tail, token_losses
 
 if TYPE_CHECKING:  # one of two trainers, whose signatures differ; Any says so
@@ -317,12 +317,38 @@ class GraftTrainerMixin(_Base):
         if not self.args.hub_always_push and in_progress is not None and not in_progress.is_done():
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        output = Path(self.args.output_dir or ".")
+        collect_checkpoint(Path(checkpoint_folder), output)
         message = f"Training in progress, step {self.state.global_step}"
-        job = publish_checkpoint(Path(checkpoint_folder), self.args, self.hub_model_id, message)
+        where = {"token": self.args.hub_token, "revision": self.args.hub_revision}
+        job = publish(output, self.hub_model_id, message, blocking=False, **where)
         if in_progress is None or in_progress.is_done():
             self.push_in_progress = PushInProgress(cast(Any, [job]))
         else:
             in_progress.jobs.append(job)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the stock, but by the same list of what may leave this machine: no predictions, no pickles."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        where = {"token": token, "revision": revision or self.args.hub_revision}
+        output = Path(self.args.output_dir or ".")
+        return publish(output, self.hub_model_id, commit_message or "End of training", blocking, **where)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Ours: results with intervals, a snippet that runs, what the abilities are (see `model_card.py`)."""

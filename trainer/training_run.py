@@ -334,7 +334,10 @@ def _evaluate(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, flo
     for view in prepared.configuration.data.eval_views or []:
         with prepared.args.main_process_first(desc="tokenising"):
             views[view] = prepare_evaluation(rows, prepared.tokenizer, prepared.configuration, view, positions)
-    return _scores(trainer.evaluate(views))
+    metrics = trainer.evaluate(views)
+    for view in views:
+        logger.info("Worst and best of %s:\n%s", view, trainer.evaluations[f"eval_{view}"].extremes())
+    return _scores(metrics)
 
 
 def _predict(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, float]:
