@@ -211,3 +211,30 @@ def test_the_same_rows_are_tokenised_once_and_other_settings_again(
         64,
     )
     assert calls == [1, 6]
+
+
+def test_two_processes_tokenise_as_one_does_and_report_the_same_mistake(byte_tokenizer, configure):
+    raw = Dataset.from_list([{"source": TEXT.format(i), "target": f"cat {i}"} for i in range(80)])
+    alone = prepare_training(raw, byte_tokenizer, configure(), 64)
+    together = prepare_training(raw, byte_tokenizer, configure(num_proc=2), 64)
+    assert together.to_list() == alone.to_list()
+    broken = Dataset.from_list([*raw.to_list(), {"source": "a cat", "target": None}])
+    with pytest.raises(
+        ConfigurationError, match=r"Row 80 .id '80'. of the split train has an empty target in 'target'"
+    ):
+        prepare_training(broken, byte_tokenizer, configure(num_proc=2), 64)
+
+
+def test_a_chat_becomes_prompt_and_answer(byte_tokenizer, configure):
+    chat = [{"role": "user", "content": "reads the cat"}, {"role": "assistant", "content": "yes"}]
+    raw = Dataset.from_list([{"messages": chat}])
+    configuration = configure("causal", messages_column="messages", max_target_length=16)
+    byte_tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    try:
+        train = prepare_training(raw, byte_tokenizer, configuration, 64)
+        rows = prepare_evaluation(raw, byte_tokenizer, configuration, "context", 64)
+    finally:
+        byte_tokenizer.chat_template = None
+    assert byte_tokenizer.decode(train[0]["input_ids"]) == "user: reads the cat\nyes</s>"
+    assert byte_tokenizer.decode(rows[0]["prompt_ids"]) == "user: reads the cat\n"
+    assert rows[0]["references"] == ["yes"]
