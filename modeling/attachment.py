@@ -35,7 +35,7 @@ class AttentionChain:
 
     def base(self, module: nn.Module) -> AttentionFunction:
         """What the module would call without us; looked up at each call, so `set_attn_implementation` still acts."""
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.original._attn_implementation, eager)
 
     def proceed(self, position: int) -> AttentionFunction:
@@ -141,4 +141,5 @@ class Attachment:
 
 def device_of(model: PreTrainedModel) -> torch.device:
     """Where the input embeddings of `model` lie, so where its inputs belong."""
-    return model.get_input_embeddings().weight.device
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]
+    return device

@@ -12,8 +12,8 @@ class CacheLayerWrapper(CacheLayerMixin):
     A subclass adds its tensors and overrides what concerns them; keys and values stay where they were.
     """
 
-    def __init__(self, inner: CacheLayerMixin) -> None:
-        self.inner = inner  # no super().__init__(): it would set keys and values of our own
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner  # a CacheLayerMixin; no super().__init__(): it would set keys and values of our own
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"
@@ -24,7 +24,7 @@ class CacheLayerWrapper(CacheLayerMixin):
         return getattr(self.inner, name)
 
     @property
-    def keys(self) -> Tensor | None:  # type: ignore[override]
+    def keys(self) -> Tensor | None:
         """(batch, key_value_heads, local, head_dim) of the wrapped layer."""
         return self.inner.keys
 
@@ -33,7 +33,7 @@ class CacheLayerWrapper(CacheLayerMixin):
         self.inner.keys = keys
 
     @property
-    def values(self) -> Tensor | None:  # type: ignore[override]
+    def values(self) -> Tensor | None:
         """(batch, key_value_heads, local, head_dim) of the wrapped layer."""
         return self.inner.values
 

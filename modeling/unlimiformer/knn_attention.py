@@ -40,7 +40,7 @@ class KeyChoice:
 
 def best_keys(scores: Tensor, choice: KeyChoice) -> tuple[Tensor, Tensor]:
     """Scores and ids of the kept keys, each (..., kept), unsorted; exactly `keys_per_query`, also on ties."""
-    kept = choice.keys_per_query
+    kept = scores.shape[-1] if choice.keys_per_query is None else choice.keys_per_query
     if not choice.sinks:
         best, ids = scores.topk(kept, dim=-1, sorted=False)
         return best, ids

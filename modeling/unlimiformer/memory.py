@@ -89,9 +89,7 @@ class Memory:
         return named
 
     def _with_tensors(self, named: dict[str, Tensor], **changes: Any) -> "Memory":
-        by_name: dict[str, dict[int, Tensor]] = {
-            name: {} for name in ("keys", "values", "window_keys", "window_values")
-        }
+        by_name: dict[str, Any] = {name: {} for name in ("keys", "values", "window_keys", "window_values")}
         for key, tensor in named.items():
             if key != "hidden":
                 name, layer = key.split(".")
@@ -207,7 +205,7 @@ class Memory:
         # One token of NaN stands for the encoder's output: its length makes the mask, and nothing may read it.
         states = placeholder.new_full((len(self), 1, self.model_config.d_model), torch.nan)
         inputs = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=states),  # type: ignore[arg-type]
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
             "attention_mask": torch.ones(len(self), 1, dtype=torch.long, device=states.device),
             **cache_argument(cache),
         }
@@ -287,7 +285,7 @@ class Memory:
         """
         folder = Path(folder)
         if hasattr(model, "get_base_model"):  # a PEFT model around it
-            model = model.get_base_model()
+            model = model.get_base_model()  # type: ignore[operator]
         try:
             read_manifest(folder)
             description = json.loads((folder / DESCRIPTION_FILE).read_text("utf-8"))
@@ -330,7 +328,7 @@ def _visible(lengths: Tensor, keys: Tensor, excluded: int = 0) -> Tensor | None:
 
 def keys_per_query(config: UnlimiformerConfig, window: int) -> int | None:
     """How many keys each query keeps: `keys_per_query` with "window" spelt out; None for all."""
-    return window if config.keys_per_query == "window" else config.keys_per_query  # type: ignore[return-value]
+    return window if config.keys_per_query == "window" else config.keys_per_query
 
 
 def keys_rule(config: UnlimiformerConfig, window: int, source: int | None = None) -> str:

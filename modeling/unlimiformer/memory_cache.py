@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from ..cache_layers import CacheLayerWrapper
 from ..transformers_compat import ASSISTED_SINCE, ASSISTS_FROM_A_CACHE
@@ -137,7 +137,7 @@ class MemoryCacheLayer(CacheLayerWrapper):
 
     def __init__(
         self,
-        inner: CacheLayerMixin,
+        inner: Any,
         index: int,
         rows: DocumentRows,
         memory: LayerMemory | None,
@@ -202,10 +202,10 @@ class PlaceholderLayer(DynamicLayer):
     def __init__(self, placeholder: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(placeholder, placeholder)
-        self.keys = self.values = placeholder
+        self.keys = self.values = self.placeholder = placeholder
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
+        return self.placeholder, self.placeholder
 
     def crop(self, tokens_to_remove: int) -> None:
         pass

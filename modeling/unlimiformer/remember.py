@@ -123,6 +123,12 @@ def check_finite(states: Tensor, batch: list[Reading]) -> None:
         )
 
 
+def stored_dtype(model: PreTrainedModel, config: UnlimiformerConfig) -> torch.dtype:
+    """What the memory is stored in: `memory_dtype`, or the dtype of the model."""
+    dtype: torch.dtype = getattr(torch, config.memory_dtype) if config.memory_dtype else model.dtype
+    return dtype
+
+
 def folds(attentions: list[nn.Module]) -> bool:
     """Whether key and value projections are plain matrices, so that hidden states can stand for keys and values."""
     return all(type(project) is nn.Linear for module in attentions for project in (module.k_proj, module.v_proj))
@@ -130,8 +136,9 @@ def folds(attentions: list[nn.Module]) -> bool:
 
 def cross_projections(attention: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values (documents, heads, source, head_dim) that a cross-attention makes of encoder states."""
-    split = (*states.shape[:-1], attention.num_heads, attention.head_dim)
-    keys, values = (project(states).view(split).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))  # type: ignore[operator, arg-type]
+    split: Any = (*states.shape[:-1], attention.num_heads, attention.head_dim)
+    made = attention.k_proj(states), attention.v_proj(states)  # type: ignore[operator]
+    keys, values = (projected.view(split).transpose(1, 2) for projected in made)
     return keys, values
 
 
@@ -157,20 +164,16 @@ def remember_encoded(
     ids, lengths = documents[0].to(device_of(model)), documents[1]
     count, longest = ids.shape
     first, last = layer_range(config, len(attentions))
-    states = first_window = None
+    hidden = model.config.d_model
+    states = torch.zeros(count, longest, hidden, dtype=stored_dtype(model, config), device=ids.device)
+    first_window = torch.zeros(count, min(longest, window), hidden, dtype=model.dtype, device=ids.device)
     for batch, tokens in read_windows(ids, plan_batches(lengths.tolist(), window, config, causal=False), progress):
         encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
         check_finite(encoded, batch)
-        if states is None:
-            dtype = getattr(torch, config.memory_dtype) if config.memory_dtype else encoded.dtype
-            states = encoded.new_zeros(count, longest, encoded.shape[-1], dtype=dtype)
-            first_window = encoded.new_zeros(count, min(longest, window), encoded.shape[-1])
         for reading, row in zip(batch, encoded, strict=True):
-            states[reading.document, reading.place] = row[reading.kept].to(dtype)
+            states[reading.document, reading.place] = row[reading.kept].to(states.dtype)
             if reading.window.start == 0:
                 first_window[reading.document, : reading.length] = row
-    assert states is not None  # there is at least one window
-    assert first_window is not None
     keeps_keys = config.store == "keys_values" or (config.store == "auto" and not folds(attentions))
     keys, values, window_keys, window_values = {}, {}, {}, {}
     windowed = config.heads is not None or config.first_step == "window"
@@ -216,15 +219,16 @@ def remember_decoded(
     body: Any = getattr(model, model.base_model_prefix)
     frequencies = body.rotary_emb.inv_freq
     targets = [memory_positions(length, window, config.positions)[0] for length in lengths.tolist()]
+    dtype = stored_dtype(model, config)
     keys: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
     for batch, tokens in read_windows(ids, plan_batches(lengths.tolist(), window, config, causal=True), progress):
         cache = DynamicCache(config=model.config)
         check_finite(body(input_ids=tokens, use_cache=True, **cache_argument(cache)).last_hidden_state, batch)
         for layer in range(first, last):
-            new_keys, new_values = cache.layers[layer].keys, cache.layers[layer].values
+            cached: Any = cache.layers[layer]
+            new_keys, new_values = cached.keys, cached.values
             if layer not in keys:
-                dtype = getattr(torch, config.memory_dtype) if config.memory_dtype else new_keys.dtype
                 for store, new in ((keys, new_keys), (values, new_values)):
                     store[layer] = new.new_zeros(count, new.shape[1], longest, new.shape[3], dtype=dtype)
             for row, reading in enumerate(batch):
