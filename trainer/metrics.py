@@ -14,7 +14,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -61,7 +61,7 @@ def _averaged(per_sample: dict[str, list[float]], signature: dict[str, str] | No
     return MetricResult(mean, per_sample, signature or {})
 
 
-@cache
+@lru_cache(maxsize=4096)  # the same references come back at every evaluation
 def _sentence_per_line(text: str) -> str:
     """ROUGE-Lsum compares sentences, which it finds at line ends only."""
     return "\n".join(str(sentence).strip() for sentence in sent_tokenize(text) if str(sentence).strip())
