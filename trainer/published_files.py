@@ -55,7 +55,8 @@ def publish(folder: Path, repo_id: str, message: str, blocking: bool = True, **o
     Returns:
         What the client returns: the commit, or its future if not `blocking`.
     """
-    return HfApi().upload_folder(
+    client: Any = HfApi()  # its overloads want a literal run_as_future
+    return client.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
         commit_message=message,
