@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerState
+from transformers import DynamicCache, TrainerState
 
 from graft.atomic_files import write_json
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.modeling.transformers_compat import cache_argument
 from graft.modeling.unlimiformer.attach import unlimiform
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,24 @@ def read_plainly(batch: Batch) -> list[Part]:
     """The whole batch as it is: what the base model sees."""
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     return [Part(_all_rows(batch), inputs, _prompt(batch), batch.get("labels"))]
+
+
+def plain_reading(model: Any) -> Read:
+    """How `model` reads batches without memory, also where its own forward would remember a long input."""
+    base = base_model(model)
+    if not has_own_memory(base):
+        return read_plainly
+
+    def read(batch: Batch) -> list[Part]:
+        (part,) = read_plainly(batch)
+        if base.config.is_encoder_decoder:  # what is encoded already is read as it is
+            encoded = base.get_encoder()(**part.loss_inputs, return_dict=True)
+            inputs = {"encoder_outputs": encoded, "attention_mask": batch["attention_mask"]}
+            return [replace(part, loss_inputs=inputs, prompt_inputs=dict(inputs))]
+        cache = cache_argument(DynamicCache(config=base.config))  # and so is what comes with a cache
+        return [replace(part, prompt_inputs={**(part.prompt_inputs or {}), **cache})]
+
+    return read
 
 
 def _all_rows(batch: Batch) -> Tensor:

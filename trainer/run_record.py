@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
+from graft.atomic_files import write_json
 from graft.trainer.arguments import RunConfiguration
+from graft.trainer.callbacks import output_folder
+from graft.trainer.checkpoints import RUN_FILE
 from graft.trainer.config_file import to_dict
 
 _PACKAGES = ("graft-transformers", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -59,3 +65,17 @@ def hardware(args: Any) -> dict[str, Any]:
     device = torch.device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": device.type, "name": name, "cores": os.cpu_count(), "processes": args.world_size}
+
+
+def record_before(args: TrainingArguments) -> dict[str, Any]:
+    """The record that an earlier run of this configuration left in the folder, read before it is written anew."""
+    path = output_folder(args) / RUN_FILE
+    with args.main_process_first(desc="reading the record"):
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(before)
+
+
+def write_record(args: TrainingArguments, record: Mapping[str, Any]) -> None:
+    """Write the record to the output folder, from one process."""
+    if args.process_index == 0:
+        write_json(output_folder(args) / RUN_FILE, record)

@@ -20,7 +20,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.hub import PushInProgress
 
-from graft.trainer.abilities import Ability, Part, Read, base_model, read_plainly
+from graft.trainer.abilities import Ability, Part, Read, base_model, plain_reading, read_plainly
 from graft.trainer.evaluation import Evaluation
 from graft.trainer.metrics import Metric
 from graft.trainer.model_card import facts_of_trainer, write_model_card
@@ -209,7 +209,7 @@ class GraftTrainerMixin(_Base):
         self.gather_function = self.accelerator.gather_for_metrics
         with ExitStack() as stack:
             entered = [stack.enter_context(a.evaluating(self.model, self._view)) for a in self.abilities]
-            self._reading = [next((read for read in entered if read is not None), read_plainly)]
+            self._reading = [next((read for read in entered if read is not None), plain_reading(self.model))]
             try:
                 output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
             finally:

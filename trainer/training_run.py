@@ -25,24 +25,23 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
     TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 
-from graft.atomic_files import write_json
 from graft.trainer.abilities import Ability, MemoryAbility
 from graft.trainer.arguments import RunConfiguration
 from graft.trainer.block_rules import has_target
-from graft.trainer.callbacks import GenerationSamples, LossCurve, Throughput
-from graft.trainer.checkpoints import RUN_FILE, check_output_dir, last_complete_checkpoint
+from graft.trainer.callbacks import GenerationSamples, LossCurve, Throughput, output_folder
+from graft.trainer.checkpoints import check_output_dir
 from graft.trainer.collators import CausalEvaluationCollator, CausalTrainingCollator, Seq2SeqCollator
 from graft.trainer.config_file import to_dict
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import load_splits, prepare_evaluation, prepare_training, row_counts, rows_during_training
 from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
+from graft.trainer.resuming import train_or_go_on
 from graft.trainer.run_plan import plan_of
-from graft.trainer.run_record import run_record
+from graft.trainer.run_record import record_before, run_record, write_record
 from graft.trainer.trainer import GraftSeq2SeqTrainer
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def run(configuration: RunConfiguration, flags: RunFlags | None = None) -> dict[
     flags = flags or RunFlags()
     args = training_arguments(configuration)
     if not flags.dry_run:
-        check_output_dir(_output(args), to_dict(configuration), flags.fresh)
+        check_output_dir(output_folder(args), to_dict(configuration), flags.fresh)
     prepared = prepare(configuration, args, flags)
     if flags.dry_run:
         return {"plan": plan_of(prepared)}
@@ -101,14 +100,15 @@ def run(configuration: RunConfiguration, flags: RunFlags | None = None) -> dict[
     record = run_record(configuration, args, _flag_record(flags))
     record |= {"rows": prepared.rows, "parameters": parameter_counts(trainer.model)}
     record["model_revision"] = getattr(prepared.config, "_commit_hash", None) or configuration.model.revision
-    _write_record(args, record)
+    before = record_before(args)
+    write_record(args, record)
     started = time.time()
     try:
-        finished = _train(trainer, record)
+        finished = train_or_go_on(trainer, record, before)
         if finished:
             record["results"] = _evaluate(trainer, prepared) | _predict(trainer, prepared)
         record |= {"status": "complete" if finished else "interrupted", "hours": (time.time() - started) / 3600}
-        _write_record(args, record)
+        write_record(args, record)
         if finished and args.do_train:
             _publish(trainer, prepared, record, flags)
     finally:
@@ -166,7 +166,7 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
         splits = {name: rows.select(range(min(DRY_ROWS, len(rows)))) for name, rows in splits.items()}
     _check_splits(args, splits)
     with tempfile.TemporaryDirectory() as temporary, args.main_process_first(desc="tokenising"):
-        folder = Path(temporary if flags.dry_run else _output(args)) / "tokenizer"
+        folder = Path(temporary if flags.dry_run else output_folder(args)) / "tokenizer"
         texts = _training_texts(configuration, splits)
         tokenizer = load_tokenizer(configuration.model, config, folder, texts, flags.trust_remote_code)
         train, during_training, rows = _lay_out(configuration, args, splits, tokenizer, config)
@@ -296,34 +296,6 @@ def _generation(configuration: RunConfiguration, tokenizer: PreTrainedTokenizerB
 # The run itself ------------------------------------------------------------------------------------------------------
 
 
-def _train(trainer: GraftSeq2SeqTrainer, record: dict[str, Any]) -> bool:
-    """Train, from the newest complete checkpoint if there is one; False if a signal stopped it half-way."""
-    if not trainer.args.do_train:
-        return True
-    checkpoint = last_complete_checkpoint(_output(trainer.args))
-    if checkpoint is not None:
-        logger.info("Going on from %s.", checkpoint)
-    done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    record["training"] = {
-        "steps": done.global_step,
-        "resumed_from": checkpoint.name if checkpoint is not None else None,
-        "best_metric": trainer.state.best_metric,
-        "best_step": trainer.state.best_global_step,
-        "tokens_seen": trainer.state.num_input_tokens_seen,
-        **{name: value for name, value in done.metrics.items() if isinstance(value, int | float)},
-    }
-    if _was_interrupted(trainer):
-        return False
-    trainer.save_model()
-    trainer.save_state()
-    return True
-
-
-def _was_interrupted(trainer: GraftSeq2SeqTrainer) -> bool:
-    managers = [getattr(callback, "jit_manager", None) for callback in trainer.callback_handler.callbacks]
-    return any(manager is not None and manager.is_checkpoint_requested for manager in managers)
-
-
 def _evaluate(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, float]:
     """Every view of all validation rows, with the best weights if the run keeps them."""
     if not prepared.args.do_eval:
@@ -363,7 +335,10 @@ def _publish(trainer: GraftSeq2SeqTrainer, prepared: Prepared, record: dict[str,
         trainer.push_to_hub()
     except OSError as error:  # no network, no right: the folder is whole
         logger.error(
-            "Pushing failed (%s). Push later: hf upload %s %s", error, trainer.hub_model_id, _output(trainer.args)
+            "Pushing failed (%s). Push later: hf upload %s %s",
+            error,
+            trainer.hub_model_id,
+            output_folder(trainer.args),
         )
 
 
@@ -395,12 +370,3 @@ def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
     """Finite values, without speeds and counters: seconds of each row are in the prediction files."""
     others = ("_runtime", "_per_second", "epoch", "num_input_tokens_seen", "_preparation_time")
     return {name: value for name, value in metrics.items() if not name.endswith(others) and math.isfinite(value)}
-
-
-def _output(args: TrainingArguments) -> Path:
-    return Path(args.output_dir or ".")
-
-
-def _write_record(args: Seq2SeqTrainingArguments, record: Mapping[str, Any]) -> None:
-    if args.process_index == 0:
-        write_json(_output(args) / RUN_FILE, record)

@@ -38,6 +38,11 @@ def kill_at_step(config: Path, out: Path, step: int) -> None:
     assert process.wait(30) == -signal.SIGKILL, "the run ended before it was killed"
 
 
+def set_status(out: Path, status: str) -> None:
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"status": status}))
+
+
 def assert_equal_runs(out: Path, straight: Path, losses_of) -> None:
     assert losses_of(out) == losses_of(straight)
     weights = load_file(straight / "model.safetensors")
@@ -61,6 +66,7 @@ def test_a_partial_checkpoint_is_passed_over(make_run, tmp_path, losses_of):
     config = make_run("causal", **OPTIONS)
     assert main([str(config)]) == 0
     shutil.copytree(tmp_path / "out", tmp_path / "cut")
+    set_status(tmp_path / "cut", "running")
     weights = tmp_path / "cut" / "checkpoint-14" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "cut" / "checkpoint-12" / "trainer_state.json").unlink()
@@ -68,6 +74,20 @@ def test_a_partial_checkpoint_is_passed_over(make_run, tmp_path, losses_of):
     record = json.loads((tmp_path / "cut" / "run.json").read_text())
     assert record["training"]["resumed_from"] == "checkpoint-9"
     assert_equal_runs(tmp_path / "cut", tmp_path / "out", losses_of)
+
+
+@pytest.mark.parametrize("status", ["running", "trained", "complete"])
+def test_what_was_trained_to_its_end_is_not_trained_again(make_run, tmp_path, losses_of, status):
+    best = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "learning_rate": 0.5}
+    config = make_run("causal", **OPTIONS | best | {"metric_for_best_model": "eval_truncated_loss"})
+    assert main([str(config)]) == 0
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    set_status(tmp_path / "again", status)  # "running": killed between its last step and the final save
+    assert main([str(config), "--training.output_dir", str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "again" / "checkpoint-15").exists()
+    record = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert (record["status"], record["training"]["steps"]) == ("complete", 14)
+    assert_equal_runs(tmp_path / "again", tmp_path / "out", losses_of)
 
 
 @pytest.mark.slow

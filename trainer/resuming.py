@@ -1,0 +1,87 @@
+"""Train from the start, from the newest complete checkpoint, or not at all if that was done before the run stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from graft.trainer.callbacks import output_folder
+from graft.trainer.checkpoints import last_complete_checkpoint
+from graft.trainer.run_record import write_record
+from graft.trainer.trainer import GraftSeq2SeqTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_or_go_on(trainer: GraftSeq2SeqTrainer, record: dict[str, Any], before: Mapping[str, Any]) -> bool:
+    """Train, from the newest complete checkpoint if there is one; False if a signal stopped it half-way.
+
+    A run that was trained to its end before it stopped is not trained again: the stock would add a step.
+    """
+    if not trainer.args.do_train:
+        return True
+    output = output_folder(trainer.args)
+    if before.get("status") in ("trained", "complete") and _same_training(before, record):
+        logger.info("%s has been trained already; its weights are evaluated.", output)
+        trainer._load_from_checkpoint(str(output))
+        _take_state(trainer, output)
+        record |= {"training": before["training"], "status": "trained"}
+        return True
+    checkpoint = last_complete_checkpoint(output)
+    if checkpoint is not None:
+        logger.info("Going on from %s.", checkpoint)
+    if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= planned_steps(trainer):
+        trainer._load_from_checkpoint(str(checkpoint))
+        _take_state(trainer, checkpoint)
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer._load_best_model()
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    record["training"] = {
+        "steps": trainer.state.global_step,
+        "resumed_from": checkpoint.name if checkpoint is not None else None,
+        "best_metric": trainer.state.best_metric,
+        "best_step": trainer.state.best_global_step,
+        "tokens_seen": trainer.state.num_input_tokens_seen,
+    }
+    if _was_interrupted(trainer):
+        return False
+    trainer.save_model()
+    trainer.save_state()
+    record["status"] = "trained"
+    write_record(trainer.args, record)
+    return True
+
+
+def _same_training(before: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether both runs train alike; where they write may differ, since folders are moved."""
+    one, other = ({**run["configuration"]["training"], "output_dir": None} for run in (before, record))
+    return one == other
+
+
+def _take_state(trainer: GraftSeq2SeqTrainer, folder: Path) -> None:
+    state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    state.is_local_process_zero, state.is_world_process_zero = (
+        trainer.state.is_local_process_zero,
+        trainer.state.is_world_process_zero,
+    )
+    trainer.state = state
+
+
+def planned_steps(trainer: GraftSeq2SeqTrainer) -> int:
+    """Optimizer steps of the whole run, counted as the stock does."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    steps_per_epoch = max(math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps), 1)
+    return math.ceil(args.num_train_epochs * steps_per_epoch)
+
+
+def _was_interrupted(trainer: GraftSeq2SeqTrainer) -> bool:
+    managers = [getattr(callback, "jit_manager", None) for callback in trainer.callback_handler.callbacks]
+    return any(manager is not None and manager.is_checkpoint_requested for manager in managers)
