@@ -48,7 +48,7 @@ def naive_shares(model, memory, queries, layer, document=0):
         rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
         keys = states @ attention.k_proj.weight[rows].T + attention.k_proj.bias[rows]
         shares.append((queries[layer][document][:, rows] @ keys.T * attention.head_dim**-0.5).softmax(-1))
-    return torch.stack(shares)
+    return torch.stack(shares).detach()
 
 
 @pytest.mark.parametrize("keys_per_query", [1, 4, 16, None])
