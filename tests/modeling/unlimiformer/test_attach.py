@@ -25,10 +25,8 @@ def asked(model, tiny, memory):
 
 
 def stock_inputs(model, tiny):
-    ids = tiny.ids(2, 12)
-    return (
-        {"input_ids": ids, "decoder_input_ids": ids[:, :5]} if model.config.is_encoder_decoder else {"input_ids": ids}
-    )
+    inputs = {"input_ids": tiny.ids(2, 12)}
+    return {**inputs, "decoder_input_ids": tiny.ids(2, 5)} if model.config.is_encoder_decoder else inputs
 
 
 def everything(model, tiny):
