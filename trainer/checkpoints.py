@@ -18,32 +18,35 @@ from graft.trainer.configuration_error import ConfigurationError
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+STATE_FILE = "trainer_state.json"  # the stock writes it last
 SENTINEL = "checkpoint-is-incomplete.txt"  # written by the stock when SIGTERM interrupts a save
 COMPARED_BLOCKS = ("model", "data", "adapter")
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint in `output_dir` from which a run can go on; None if there is no checkpoint at all.
+    """The newest checkpoint in `output_dir` from which a run can go on; None if no save was ever finished there.
 
     Newer ones that are incomplete are logged and left where they are.
 
     Raises:
-        ConfigurationError: there are checkpoints and all of them are incomplete; the message says why, one by one.
+        ConfigurationError: a finished save was damaged and no other checkpoint is whole; says why, one by one.
     """
-    skipped: list[tuple[str, str]] = []
+    skipped: list[tuple[Path, str]] = []
+    whole = None
     for folder in _checkpoints(Path(output_dir)):
         reason = incompleteness(folder)
         if reason is None:
-            for name, why in skipped:
-                logger.warning("%s is incomplete (%s) and was skipped.", name, why)
-            return folder
-        skipped.append((folder.name, reason))
-    if skipped:
-        listed = "; ".join(f"{name}: {why}" for name, why in skipped)
+            whole = folder
+            break
+        skipped.append((folder, reason))
+    if whole is None and any((folder / STATE_FILE).exists() for folder, _ in skipped):
+        listed = "; ".join(f"{folder.name}: {why}" for folder, why in skipped)
         raise ConfigurationError(
-            f"No checkpoint in `output_dir` {output_dir} is complete: {listed}. Use an empty folder."
+            f"No checkpoint in `output_dir` {output_dir} is complete: {listed}. Delete them to start anew."
         )
-    return None
+    for folder, why in skipped:  # without a whole one, the run was killed during its first save and starts anew
+        logger.warning("%s is incomplete (%s) and was skipped.", folder.name, why)
+    return whole
 
 
 def incompleteness(checkpoint: Path) -> str | None:
@@ -51,9 +54,9 @@ def incompleteness(checkpoint: Path) -> str | None:
     if (checkpoint / SENTINEL).exists():
         return f"it holds {SENTINEL}"
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last by the stock
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "trainer_state.json is missing or unreadable"
+        return f"{STATE_FILE} is missing or unreadable"
     for name in ("optimizer.pt", "scheduler.pt"):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"

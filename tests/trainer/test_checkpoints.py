@@ -72,6 +72,13 @@ def test_a_whole_checkpoint_has_no_fault(tmp_path):
     assert incompleteness(write_checkpoint(tmp_path, 1)) is None
 
 
+def test_a_run_killed_during_its_first_save_starts_anew(tmp_path, caplog):
+    without("trainer_state.json")(write_checkpoint(tmp_path, 3))
+    with caplog.at_level(logging.WARNING):
+        assert last_complete_checkpoint(tmp_path) is None
+    assert "checkpoint-3 is incomplete" in caplog.text
+
+
 def test_no_checkpoint_is_none_and_only_partial_ones_are_an_error_that_says_why(tmp_path):
     assert last_complete_checkpoint(tmp_path / "absent") is None
     assert last_complete_checkpoint(tmp_path) is None
