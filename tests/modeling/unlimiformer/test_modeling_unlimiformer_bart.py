@@ -1,0 +1,305 @@
+"""UnlimiformerBart reads inputs of any length as BART with a handle does, and is a BART in everything else."""
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    BartForConditionalGeneration,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from graft import UnlimiformerBart, UnlimiformerBartConfig, UnlimiformerConfig, unlimiform
+
+WINDOW, LENGTH = 16, 45
+OPTIONS = {"window": WINDOW, "keys_per_query": 4}
+SEVEN_KEYS = {**OPTIONS, "keys_per_query": 7}
+RULES = {
+    "hidden": {"store": "hidden"},
+    "keys": {"store": "keys_values"},
+    "all keys": {"keys_per_query": None},
+    "window first": {"first_step": "window", "heads": [1, 3], "first_layer": 1},
+    "bfloat16 memory": {"memory_dtype": "bfloat16"},
+}
+MODES = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "several beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+    "assisted": {"prompt_lookup_num_tokens": 2},
+}
+
+
+def permanent(tiny, dtype=torch.float32, **options):
+    """A stock BART and an UnlimiformerBart of the same weights."""
+    stock = tiny.model("bart", dtype=dtype)
+    config = UnlimiformerBartConfig(
+        **{k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")},
+        unlimiformer_config={**OPTIONS, **options},
+    )
+    model = UnlimiformerBart(config).to(dtype).eval()
+    model.load_state_dict(stock.state_dict())
+    return stock, model
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_logits_and_loss_of_long_inputs_are_the_handles(tiny, rule):
+    stock, model = permanent(tiny, **RULES[rule])
+    ids, mask = tiny.pad([tiny.ids(LENGTH), tiny.ids(9)], "right")
+    labels = tiny.ids(2, 5, seed=2)
+    with torch.no_grad():
+        found = model(input_ids=ids, attention_mask=mask, labels=labels)
+        with unlimiform(stock, UnlimiformerConfig(**{**OPTIONS, **RULES[rule]})) as handle:
+            expected = stock(**handle.remember(ids, mask).inputs(), labels=labels)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.loss, expected.loss)
+
+
+def test_inputs_within_the_window_are_stock_barts(tiny):
+    stock, model = permanent(tiny, keys_per_query=None, store="keys_values")
+    ids, labels = tiny.ids(2, WINDOW), tiny.ids(2, 5, seed=2)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids, labels=labels).logits, stock(input_ids=ids, labels=labels).logits)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rule", RULES)
+def test_generate_takes_inputs_of_any_length_and_gives_the_handles_tokens(tiny, rule, mode):
+    stock, model = permanent(tiny, **RULES[rule])
+    rows = 1 if mode == "assisted" else 2
+    ids, mask = tiny.pad([tiny.ids(LENGTH), tiny.ids(9)][:rows], "left")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **MODES[mode]}
+    with unlimiform(stock, UnlimiformerConfig(**{**OPTIONS, **RULES[rule]})) as handle:
+        torch.manual_seed(1)
+        expected = handle.generate(ids, mask, **options)
+    torch.manual_seed(1)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **options), expected)
+    torch.manual_seed(1)
+    assert torch.equal(model.generate(input_ids=ids, attention_mask=mask, **options), expected)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beams", "sampling"])
+def test_generate_without_a_cache_gives_the_same_tokens(tiny, mode):
+    _, model = permanent(tiny)
+    ids, mask = tiny.pad([tiny.ids(LENGTH), tiny.ids(9)], "right")
+    options = {"max_new_tokens": 6, "do_sample": False, **MODES[mode]}
+    torch.manual_seed(1)
+    expected = model.generate(ids, attention_mask=mask, **options)
+    torch.manual_seed(1)
+    assert torch.equal(model.generate(ids, attention_mask=mask, use_cache=False, **options), expected)
+
+
+def test_a_forward_without_a_cache_returns_none_and_the_same_logits(tiny):
+    _, model = permanent(tiny)
+    ids, answer = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+    with torch.no_grad():
+        with_cache = model(input_ids=ids, decoder_input_ids=answer)
+        without = model(input_ids=ids, decoder_input_ids=answer, use_cache=False)
+    assert torch.equal(with_cache.logits, without.logits)
+    assert without.get("cache") is None
+    assert without.get("past_key_values") is None
+
+
+def test_documents_remembered_once_are_asked_many_times(tiny):
+    _, model = permanent(tiny)
+    ids, answer = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+    memory = model.remember(ids)
+    with torch.no_grad():
+        assert torch.equal(
+            model(memory=memory, decoder_input_ids=answer).logits,
+            model(input_ids=ids, decoder_input_ids=answer).logits,
+        )
+    expected = model.generate(ids, max_new_tokens=5)
+    assert torch.equal(model.generate(memory=memory, max_new_tokens=5), expected)
+    assert torch.equal(model.generate(memory=memory, max_new_tokens=5), expected)
+
+
+def test_a_decoder_prompt_begins_the_sequences(tiny):
+    _, model = permanent(tiny)
+    prompt = torch.tensor([[2, 10, 20], [2, 30, 40]])
+    found = model.generate(tiny.ids(2, LENGTH), decoder_input_ids=prompt, max_new_tokens=4)
+    assert torch.equal(found[:, :3], prompt)
+
+
+def test_outputs_as_a_tuple_begin_with_loss_and_logits(tiny):
+    _, model = permanent(tiny)
+    ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=labels)
+        found = model(input_ids=ids, labels=labels, return_dict=False)
+    assert torch.equal(found[0], expected.loss)
+    assert torch.equal(found[1], expected.logits)
+
+
+def test_training_sees_the_first_window_as_a_stock_bart_does(tiny):
+    stock, model = permanent(tiny)
+    ids, mask = tiny.pad([tiny.ids(LENGTH), tiny.ids(9)], "right")
+    labels = tiny.ids(2, 5, seed=2)
+    found = model.train()(input_ids=ids, attention_mask=mask, labels=labels)
+    expected = stock.train()(input_ids=ids[:, :WINDOW], attention_mask=mask[:, :WINDOW], labels=labels)
+    assert torch.equal(found.logits, expected.logits)
+    found.loss.backward()
+    expected.loss.backward()
+    for (name, one), other in zip(model.named_parameters(), stock.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_training_on_left_padded_documents_sees_tokens_and_not_their_padding(tiny):
+    """The first window of a document begins at its first token, on whichever side the padding stands."""
+    _, model = permanent(tiny)
+    rows, labels = [tiny.ids(LENGTH), tiny.ids(9)], tiny.ids(2, 5, seed=2)
+    model.train()
+    right, left = (
+        model(input_ids=ids, attention_mask=mask, labels=labels).logits
+        for ids, mask in (tiny.pad(rows, "right"), tiny.pad(rows, "left"))
+    )
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+
+def test_a_memory_in_train_mode_gives_the_logits_of_eval_mode(tiny):
+    _, model = permanent(tiny)
+    memory, labels = model.remember(tiny.ids(2, LENGTH)), tiny.ids(2, 5, seed=2)
+    expected = model(memory=memory, labels=labels)
+    found = model.train()(memory=memory, labels=labels)
+    assert torch.equal(found.logits, expected.logits)
+    found.loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.get_decoder().parameters() if p.grad is not None)
+
+
+def test_gradient_checkpointing_changes_no_gradient_of_a_training_step(tiny):
+    _, model = permanent(tiny)
+    ids, labels, gradients = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train().zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_evaluation_with_gradient_checkpointing_on_reads_the_memory(tiny):
+    _, model = permanent(tiny)
+    ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=labels).logits
+        model.gradient_checkpointing_enable()
+        assert torch.equal(model.eval()(input_ids=ids, labels=labels).logits, expected)
+
+
+@pytest.mark.parametrize("given", [SEVEN_KEYS, UnlimiformerConfig(**SEVEN_KEYS)])
+def test_a_stock_checkpoint_loads_unchanged_with_options_as_dictionary_or_object(tiny, tmp_path, given):
+    stock, _ = permanent(tiny)
+    stock.save_pretrained(tmp_path)
+    model, report = UnlimiformerBart.from_pretrained(tmp_path, unlimiformer_config=given, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.unlimiformer_config == UnlimiformerConfig(**SEVEN_KEYS)
+    assert model.state_dict().keys() == stock.state_dict().keys()
+    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad(), unlimiform(stock, model.config.unlimiformer_config) as handle:
+        ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+        expected = stock(**handle.remember(ids).inputs(), labels=labels).logits
+        assert torch.equal(model(input_ids=ids, labels=labels).logits, expected)
+
+
+@pytest.mark.parametrize("through", ["class", "auto"])
+def test_a_saved_model_gives_the_same_logits_bit_for_bit(tiny, tmp_path, through):
+    _, model = permanent(tiny, first_layer=1)
+    ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+    model.save_pretrained(tmp_path)
+    loaded = (UnlimiformerBart if through == "class" else AutoModelForSeq2SeqLM).from_pretrained(tmp_path)
+    assert type(loaded) is UnlimiformerBart
+    assert loaded.config.unlimiformer_config == model.config.unlimiformer_config
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids, labels=labels).logits, model(input_ids=ids, labels=labels).logits)
+
+
+def test_the_auto_classes_know_the_config_and_the_model(tiny):
+    _, model = permanent(tiny)
+    config = AutoConfig.for_model("graft_unlimiformer_bart", unlimiformer_config=OPTIONS)
+    assert type(config) is UnlimiformerBartConfig
+    assert type(AutoModelForSeq2SeqLM.from_config(model.config)) is UnlimiformerBart
+
+
+def test_weights_saved_by_ours_load_into_a_stock_bart(tiny, tmp_path):
+    stock, model = permanent(tiny)
+    model.save_pretrained(tmp_path)
+    again = BartForConditionalGeneration.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_deep_copy_reads_by_itself(tiny):
+    _, model = permanent(tiny)
+    ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=labels).logits
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(twin(input_ids=ids, labels=labels).logits, expected)
+    twin.set_attn_implementation("eager")
+    with torch.no_grad():
+        torch.testing.assert_close(twin(input_ids=ids, labels=labels).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_weights_read_and_generate_finite_answers_close_to_float32(tiny):
+    _, model = permanent(tiny, keys_per_query=None)
+    ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
+    half = copy.deepcopy(model).bfloat16()
+    with torch.no_grad():
+        exact, found = model(input_ids=ids, labels=labels).logits, half(input_ids=ids, labels=labels).logits
+    assert found.dtype == torch.bfloat16
+    assert (exact - found.float()).abs().mean() < 0.1 * exact.abs().mean()
+    assert half.generate(ids, max_new_tokens=5).shape[0] == 2
+
+
+def test_encoder_outputs_of_ones_own_are_read_as_a_stock_bart_reads_them(tiny):
+    stock, model = permanent(tiny)
+    states = torch.randn(2, 30, 32, generator=torch.Generator().manual_seed(0))
+    inputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "decoder_input_ids": tiny.ids(2, 5)}
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, stock(**inputs).logits)
+
+
+def test_a_second_memory_on_a_permanent_class_is_refused(tiny):
+    with pytest.raises(RuntimeError, match="has a memory already"):
+        unlimiform(permanent(tiny)[1], UnlimiformerConfig(**OPTIONS))
+
+
+def test_options_that_do_not_fit_the_model_are_refused_when_it_is_made(tiny):
+    with pytest.raises(ValueError, match=r"`heads` must lie in \[0, 4\)"):
+        permanent(tiny, heads=[9])
+
+
+def test_the_trainer_trains_on_windows_and_predicts_with_memory(tiny, tmp_path):
+    _, model = permanent(tiny)
+    rows = [{"input_ids": tiny.ids(LENGTH, seed=i), "labels": tiny.ids(5, seed=9 + i)} for i in range(4)]
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        max_steps=2,
+        predict_with_generate=True,
+        generation_max_length=7,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Seq2SeqTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    prediction = trainer.predict(rows)
+    model.eval()
+    ids = torch.stack([row["input_ids"] for row in rows])
+    expected = model.generate(ids, max_length=7)
+    assert torch.equal(torch.tensor(prediction.predictions)[:, : expected.shape[1]], expected)
+    with torch.no_grad():
+        labels = torch.stack([row["labels"] for row in rows])
+        losses = [model(input_ids=ids[pair], labels=labels[pair]).loss for pair in (slice(0, 2), slice(2, 4))]
+    assert abs(prediction.metrics["test_loss"] - float(sum(losses) / 2)) < 1e-4

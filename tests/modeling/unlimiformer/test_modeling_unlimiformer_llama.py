@@ -1,0 +1,317 @@
+"""UnlimiformerLlamaForCausalLM remembers all of a long input but its end, and is a Llama in everything else."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+
+from graft import UnlimiformerConfig, UnlimiformerLlamaConfig, UnlimiformerLlamaForCausalLM, unlimiform
+
+WINDOW, LENGTH, LOCAL = 16, 45, 6
+OPTIONS = {"window": WINDOW, "keys_per_query": 4, "local_tokens": LOCAL}
+SEVEN_KEYS = {**OPTIONS, "keys_per_query": 7}
+RULES = {
+    "few keys": {},
+    "all keys": {"keys_per_query": None},
+    "upper layers": {"first_layer": 1, "heads": [1, 3], "sinks": 2},
+    "true": {"positions": "true"},
+    "bfloat16 memory": {"memory_dtype": "bfloat16"},
+}
+MODES = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "several beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+}
+
+
+def permanent(tiny, dtype=torch.float32, **options):
+    """A stock Llama and an UnlimiformerLlamaForCausalLM of the same weights."""
+    stock = tiny.model("llama", dtype=dtype)
+    config = UnlimiformerLlamaConfig(
+        **{k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")},
+        unlimiformer_config={**OPTIONS, **options},
+    )
+    model = UnlimiformerLlamaForCausalLM(config).to(dtype).eval()
+    model.load_state_dict(stock.state_dict())
+    return stock, model
+
+
+def tail_labels(ids, count):
+    labels = torch.full_like(ids, -100)
+    labels[:, -count:] = ids[:, -count:]
+    return labels
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_logits_and_loss_of_long_inputs_are_the_handles_for_the_local_tokens(tiny, rule):
+    stock, model = permanent(tiny, **RULES[rule])
+    ids = tiny.ids(2, LENGTH)
+    with torch.no_grad():
+        found = model(input_ids=ids, labels=tail_labels(ids, LOCAL))
+        with unlimiform(stock, UnlimiformerConfig(**{**OPTIONS, **RULES[rule]})) as handle:
+            memory, end = handle.remember(ids[:, :-LOCAL]), ids[:, -LOCAL:]
+            expected = stock(**memory.inputs(end), labels=end)
+    assert found.logits.shape == (2, LOCAL, 61)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.loss, expected.loss)
+
+
+def test_all_keys_of_a_document_within_the_window_give_the_stock_logits(tiny):
+    stock, model = permanent(tiny, keys_per_query=None, window=64)
+    ids = tiny.ids(2, LENGTH)
+    with torch.no_grad():
+        expected = stock(input_ids=ids).logits[:, -LOCAL:]
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("rule", RULES)
+def test_padded_inputs_of_different_lengths_give_what_each_gives_alone(tiny, rule, side):
+    _, model = permanent(tiny, dtype=torch.float64, **RULES[rule])
+    rows = [tiny.ids(n, seed=n) for n in (LENGTH, 20, 9)]
+    ids, mask = tiny.pad(rows, side)
+    with torch.no_grad():
+        together = model(input_ids=ids, attention_mask=mask).logits
+        for i, row in enumerate(rows):
+            alone = model(input_ids=row[None]).logits[0]
+            # Few queries gather their values and many multiply all, which rounds differently in half precision.
+            tolerance = 5e-2 if "bfloat16" in rule else 1e-4
+            torch.testing.assert_close(together[i], alone, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_of_padded_inputs_is_that_of_each_labelled_token_alone(tiny, side):
+    _, model = permanent(tiny)
+    rows = [tiny.ids(n, seed=n) for n in (LENGTH, 20, 9)]
+    ids, mask = tiny.pad(rows, side)
+    labels, real = torch.full_like(ids, -100), mask.bool()
+    for i, row in enumerate(rows):
+        places = real[i].nonzero().flatten()[-3:]
+        labels[i, places] = row[-3:]
+    with torch.no_grad():
+        together = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        alone = [model(input_ids=row[None], labels=tail_labels(row[None], 3)).loss for row in rows]
+    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_wide_batch_of_rows_that_are_all_short_gives_logits_and_loss_of_stock_rows(tiny, side):
+    """The batch is wider than `local_tokens`, but no row is: nothing is remembered, and nothing may be refused."""
+    stock, model = permanent(tiny)
+    rows = [tiny.ids(LOCAL), tiny.ids(3, seed=1)]
+    ids, mask = tiny.pad([*rows, tiny.ids(LOCAL + 4)], side)
+    ids, mask = ids[:2], mask[:2]
+    labels = ids.masked_fill(mask.cumsum(1) * mask < 2, -100)  # nothing stands before a first token to predict it
+    with torch.no_grad():
+        found = model(input_ids=ids, attention_mask=mask, labels=labels)
+        losses = [stock(input_ids=row[None], labels=row[None]).loss * (len(row) - 1) for row in rows]
+    expected = torch.stack(losses).sum() / sum(len(row) - 1 for row in rows)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_within_local_tokens_are_stock_llamas_bit_for_bit(tiny):
+    stock, model = permanent(tiny)
+    ids = tiny.ids(2, LOCAL)
+    with torch.no_grad():
+        found, expected = model(input_ids=ids, labels=ids), stock(input_ids=ids, labels=ids)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(model.generate(ids, max_new_tokens=5), stock.generate(ids, max_new_tokens=5))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", MODES)
+def test_generate_takes_inputs_of_any_length_and_returns_them_whole_with_the_handles_tokens(tiny, rule, mode):
+    stock, model = permanent(tiny, **RULES[rule])
+    ids = tiny.ids(2, LENGTH)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **MODES[mode]}
+    with unlimiform(stock, UnlimiformerConfig(**{**OPTIONS, **RULES[rule]})) as handle:
+        torch.manual_seed(1)
+        expected = handle.generate(ids, **options)[:, LOCAL:]
+    copies = options.get("num_return_sequences", 1)
+    for inputs in ({"inputs": ids}, {"input_ids": ids}):
+        torch.manual_seed(1)
+        found = model.generate(**inputs, **options)
+        assert torch.equal(found[:, :LENGTH], ids.repeat_interleave(copies, dim=0))
+        assert torch.equal(found[:, LENGTH:], expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_generate_from_padded_inputs_gives_what_each_gives_alone(tiny, side):
+    _, model = permanent(tiny)
+    rows = [tiny.ids(n, seed=n) for n in (LENGTH, 20, 9)]
+    ids, mask = tiny.pad(rows, side)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    together = model.generate(ids, attention_mask=mask, **options)
+    assert torch.equal(together[:, :LENGTH], ids)
+    for i, row in enumerate(rows):
+        assert torch.equal(together[i, LENGTH:], model.generate(row[None], **options)[0, len(row) :])
+
+
+def test_generated_outputs_as_an_object_hold_the_whole_input(tiny):
+    _, model = permanent(tiny)
+    ids = tiny.ids(2, LENGTH)
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    found = model.generate(ids, return_dict_in_generate=True, output_scores=True, **options)
+    assert torch.equal(found.sequences, model.generate(ids, **options))
+    assert len(found.scores) == 5
+
+
+def test_generate_without_a_cache_reads_the_memory_and_gives_the_same_tokens(tiny):
+    """Each step then remembers anew, and its local tokens are the prompt's last ones and those generated: so the
+    memory must not move with the answer."""
+    _, model = permanent(tiny)
+    ids = tiny.ids(2, LENGTH)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(model.generate(ids, use_cache=False, **options), model.generate(ids, **options))
+
+
+def test_a_forward_without_a_cache_gives_the_same_logits(tiny):
+    _, model = permanent(tiny)
+    ids = tiny.ids(2, LENGTH)
+    with torch.no_grad():
+        without = model(input_ids=ids, use_cache=False)
+        assert torch.equal(without.logits, model(input_ids=ids).logits)
+    assert without.get("cache") is None
+    assert without.get("past_key_values") is None
+
+
+@pytest.mark.parametrize("place", [0, LENGTH - LOCAL - 1])
+def test_labels_on_remembered_tokens_are_refused_with_the_way_out(tiny, place):
+    _, model = permanent(tiny)
+    ids = tiny.ids(2, LENGTH)
+    labels = tail_labels(ids, LOCAL)
+    labels[1, place] = 5
+    with pytest.raises(ValueError, match=r"`labels`.*last 6 tokens.*`local_tokens`.*-100"):
+        model(input_ids=ids, labels=labels)
+
+
+def test_labels_of_another_shape_are_refused_by_name(tiny):
+    _, model = permanent(tiny)
+    with pytest.raises(ValueError, match="`labels`"):
+        model(input_ids=tiny.ids(2, LENGTH), labels=tiny.ids(2, LENGTH - 1))
+
+
+def test_training_is_a_stock_llamas_bit_for_bit(tiny):
+    stock, model = permanent(tiny)
+    ids = tiny.ids(2, LENGTH)
+    for each in (stock, model):
+        each.train()(input_ids=ids, labels=ids).loss.backward()
+    for (name, one), other in zip(model.named_parameters(), stock.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_gradient_checkpointing_changes_no_gradient_of_a_training_step(tiny):
+    _, model = permanent(tiny)
+    ids, gradients = tiny.ids(2, LENGTH), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train().zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_evaluation_with_gradient_checkpointing_on_reads_the_memory(tiny):
+    _, model = permanent(tiny)
+    ids = tiny.ids(2, LENGTH)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        model.gradient_checkpointing_enable()
+        assert torch.equal(model.eval()(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("given", [SEVEN_KEYS, UnlimiformerConfig(**SEVEN_KEYS)])
+def test_a_stock_checkpoint_loads_unchanged_with_options_as_dictionary_or_object(tiny, tmp_path, given):
+    stock, _ = permanent(tiny)
+    stock.save_pretrained(tmp_path)
+    model, report = UnlimiformerLlamaForCausalLM.from_pretrained(
+        tmp_path, unlimiformer_config=given, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.unlimiformer_config == UnlimiformerConfig(**SEVEN_KEYS)
+    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in model.state_dict().items())
+    ids = tiny.ids(2, LENGTH)
+    with torch.no_grad(), unlimiform(stock, model.config.unlimiformer_config) as handle:
+        expected = stock(**handle.remember(ids[:, :-LOCAL]).inputs(ids[:, -LOCAL:])).logits
+        assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("through", ["class", "auto"])
+def test_a_saved_model_gives_the_same_logits_bit_for_bit(tiny, tmp_path, through):
+    _, model = permanent(tiny, first_layer=1)
+    ids = tiny.ids(2, LENGTH)
+    model.save_pretrained(tmp_path)
+    loaded = (UnlimiformerLlamaForCausalLM if through == "class" else AutoModelForCausalLM).from_pretrained(tmp_path)
+    assert type(loaded) is UnlimiformerLlamaForCausalLM
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert torch.equal(loaded.generate(ids, max_new_tokens=4), model.generate(ids, max_new_tokens=4))
+
+
+def test_the_auto_classes_know_the_config_and_the_model(tiny):
+    _, model = permanent(tiny)
+    config = AutoConfig.for_model("graft_unlimiformer_llama", unlimiformer_config=OPTIONS)
+    assert type(config) is UnlimiformerLlamaConfig
+    assert type(AutoModelForCausalLM.from_config(model.config)) is UnlimiformerLlamaForCausalLM
+
+
+def test_weights_saved_by_ours_load_into_a_stock_llama(tiny, tmp_path):
+    stock, model = permanent(tiny)
+    model.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_deep_copy_reads_by_itself(tiny):
+    _, model = permanent(tiny)
+    ids, twin = tiny.ids(2, LENGTH), copy.deepcopy(model)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(twin(input_ids=ids).logits, expected)
+
+
+def test_bfloat16_weights_read_and_generate_finite_answers_close_to_float32(tiny):
+    _, model = permanent(tiny, keys_per_query=None)
+    ids, half = tiny.ids(2, LENGTH), copy.deepcopy(model).bfloat16()
+    with torch.no_grad():
+        exact, found = model(input_ids=ids).logits, half(input_ids=ids).logits
+    assert found.dtype == torch.bfloat16
+    assert (exact - found.float()).abs().mean() < 0.1 * exact.abs().mean()
+    assert half.generate(ids, max_new_tokens=5).shape == (2, LENGTH + 5)
+
+
+def test_one_memory_answers_several_questions_through_the_permanent_class(tiny):
+    stock, model = permanent(tiny)
+    ids, questions = tiny.ids(1, LENGTH), tiny.ids(3, 5, seed=4)
+    memory = model.remember(ids)
+    with torch.no_grad(), unlimiform(stock, UnlimiformerConfig(**OPTIONS)) as handle:
+        expected = stock(**handle.remember(ids).select([0, 0, 0]).inputs(questions)).logits
+        assert torch.equal(model(**memory.select([0, 0, 0]).inputs(questions)).logits, expected)
+
+
+def test_logits_to_keep_counts_from_the_end_of_the_local_tokens(tiny):
+    _, model = permanent(tiny)
+    ids = tiny.ids(2, LENGTH)
+    with torch.no_grad():
+        found = model(input_ids=ids, logits_to_keep=2).logits
+        torch.testing.assert_close(found, model(input_ids=ids).logits[:, -2:], rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_of_ones_own_are_read_as_a_stock_llama_reads_them(tiny):
+    stock, model = permanent(tiny)
+    embeddings = stock.get_input_embeddings()(tiny.ids(2, LENGTH))
+    with torch.no_grad():
+        assert torch.equal(model(inputs_embeds=embeddings).logits, stock(inputs_embeds=embeddings).logits)
+
+
+def test_a_second_memory_on_a_permanent_class_is_refused(tiny):
+    with pytest.raises(RuntimeError, match="has a memory already"):
+        unlimiform(permanent(tiny)[1], UnlimiformerConfig(**OPTIONS))
