@@ -1,0 +1,77 @@
+"""What every benchmark here needs: seconds of a call, ratios measured in turn, the machine's limits, a JSON of results."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, `rounds` times in turn so that a noisy machine disturbs all alike; one warm-up round."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    return times
+
+
+def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """Quartiles of theirs / ours, pair by pair: above 1, ours is faster."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(theirs, ours, strict=True)], n=4)
+    return {"low": round(low, 3), "median": round(middle, 3), "high": round(high, 3)}
+
+
+def read_limit(rounds: int = 5) -> float:
+    """Bytes per second at which torch reads memory: the sum of 256 MB."""
+    block = torch.ones(64 * 2**20)
+    return block.numel() * 4 / min(seconds(block.sum) for _ in range(rounds))
+
+
+def gemm_limit(dtype: torch.dtype = torch.float32, size: int = 1536, rounds: int = 3) -> float:
+    """Floating-point operations per second of a square matrix product."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "read GB/s": round(read_limit() / 1e9, 1),
+        "GEMM Gflop/s": round(gemm_limit() / 1e9, 1),
+    }
+
+
+def keep(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
+    """Write one benchmark's rows to benchmarks/results/NAME.json."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps({"machine": about, "settings": settings, "rows": rows}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
