@@ -62,10 +62,8 @@ class UnlimiformerConfig:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"`overlap` must lie in [0, 1), got {self.overlap}.")
-        if self.window is not None and self.window - 2 * int(self.window * self.overlap / 2) < 1:
-            raise ValueError(f"`overlap` {self.overlap} leaves a `window` of {self.window} tokens no stride.")
-        most = self.keys_per_query if isinstance(self.keys_per_query, int) else self.sinks
-        if not 0 <= self.sinks <= most:
+        most = self.window if self.keys_per_query == "window" else self.keys_per_query
+        if self.sinks < 0 or (most is not None and self.sinks > most):
             raise ValueError(f"`sinks` must lie in [0, `keys_per_query`], got {self.sinks} of {self.keys_per_query}.")
         if self.heads is not None and (
             not self.heads or min(self.heads) < 0 or len(set(self.heads)) < len(self.heads)
@@ -77,26 +75,31 @@ class UnlimiformerConfig:
         return asdict(self)
 
 
+def _read_options(options: Any) -> UnlimiformerConfig:
+    """The options from an UnlimiformerConfig, a dict of its fields, or None for the defaults."""
+    if options is None:
+        return UnlimiformerConfig()
+    if isinstance(options, dict):
+        known = {field.name for field in fields(UnlimiformerConfig)}
+        if unknown := sorted(set(options) - known):
+            raise ValueError(f"`unlimiformer_config` has no field {unknown}; it has {sorted(known)}.")
+        return UnlimiformerConfig(**options)
+    if type(options).__name__ != "UnlimiformerConfig":  # the class may be a saved folder's own copy
+        raise ValueError(
+            "`unlimiformer_config` must be an UnlimiformerConfig, a dict of its fields or None, "
+            f"got {type(options).__name__}."
+        )
+    return options  # type: ignore[no-any-return]
+
+
 class _HoldsUnlimiformerConfig:
     """A model config with the options of its memory in one field, `unlimiformer_config`."""
 
     unlimiformer_config: Any
 
-    def _read_unlimiformer_config(self) -> None:
-        options = self.unlimiformer_config
-        if options is None:
-            options = UnlimiformerConfig()
-        elif isinstance(options, dict):
-            known = {field.name for field in fields(UnlimiformerConfig)}
-            if unknown := sorted(set(options) - known):
-                raise ValueError(f"`unlimiformer_config` has no field {unknown}; it has {sorted(known)}.")
-            options = UnlimiformerConfig(**options)
-        elif type(options).__name__ != "UnlimiformerConfig":  # the class may be a saved folder's own copy
-            raise ValueError(
-                "`unlimiformer_config` must be an UnlimiformerConfig, a dict of its fields or None, "
-                f"got {type(options).__name__}."
-            )
-        object.__setattr__(self, "unlimiformer_config", options)
+    def __setattr__(self, name: str, value: Any) -> None:
+        # transformers sets what `from_pretrained` is given after the config was made, so this is where it is checked.
+        super().__setattr__(name, _read_options(value) if name == "unlimiformer_config" else value)
 
     def to_dict(self) -> dict[str, Any]:
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
@@ -113,10 +116,6 @@ class UnlimiformerBartConfig(_HoldsUnlimiformerConfig, BartConfig):
 
     unlimiformer_config: Any = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        self._read_unlimiformer_config()
-        super().__post_init__(**kwargs)
-
 
 @strict
 class UnlimiformerLlamaConfig(_HoldsUnlimiformerConfig, LlamaConfig):
@@ -125,7 +124,3 @@ class UnlimiformerLlamaConfig(_HoldsUnlimiformerConfig, LlamaConfig):
     model_type = "graft_unlimiformer_llama"
 
     unlimiformer_config: Any = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self._read_unlimiformer_config()
-        super().__post_init__(**kwargs)

@@ -99,8 +99,8 @@ def resolve_window(model: PreTrainedModel, config: UnlimiformerConfig) -> int:
         window = config.window
     if window > trained and not has_scaled_positions(model.config):
         raise ValueError(f"`window` must be at most the model's {trained} positions, got {window}.")
-    if window - 2 * int(window * config.overlap / 2) < 1:
-        raise ValueError(f"`overlap` {config.overlap} leaves a `window` of {window} tokens no stride.")
+    if config.keys_per_query == "window" and config.sinks > window:
+        raise ValueError(f"`sinks` must lie in [0, `window`], got {config.sinks} of {window}.")
     return window
 
 
@@ -156,13 +156,14 @@ class Unlimited(Attachment):
         if self.model.config.is_encoder_decoder:
             memory = self.remember(input_ids, attention_mask, progress)
             return self.model.generate(**memory.inputs(), **options)  # type: ignore[operator]
-        inputs = self.split(input_ids, attention_mask, progress)
-        return self.model.generate(**inputs, **options)  # type: ignore[operator]
+        return self.model.generate(**self.split(input_ids, attention_mask, progress), **options)  # type: ignore[operator]
 
     def split(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> dict[str, Any]:
         """Inputs for a decoder: the last `local_tokens` of each row, behind a memory of all before them."""
         self.check_attached()
-        return split_inputs(self.model, self.attentions, self.config, (input_ids, attention_mask), progress)
+        documents = (input_ids, attention_mask)
+        memory, local, mask = split_documents(self.model, self.attentions, self.config, documents, progress)
+        return {"input_ids": local, "attention_mask": mask} if memory is None else memory.inputs(local, mask)
 
     def record(self) -> AbstractContextManager[AttentionReport]:
         """Give one report to every cache this thread makes inside the `with`."""
@@ -191,14 +192,22 @@ def remember(
     return remember_decoded(model, config, window, real, progress)
 
 
-def split_inputs(
+def split_documents(
     model: PreTrainedModel,
     attentions: list[nn.Module],
     config: UnlimiformerConfig,
     documents: tuple[Tensor, Tensor | None],
     progress: bool = False,
-) -> dict[str, Any]:
-    """Split each row of a decoder's input into a memory and the last `local_tokens`, left-padded."""
+) -> tuple[Memory | None, Tensor, Tensor]:
+    """Split each row of a decoder's input into a memory and the last `local_tokens`.
+
+    Returns:
+        The memory, None if no row is longer than `local_tokens`; the local tokens (rows, at most local_tokens),
+        left-padded, and their mask.
+
+    Raises:
+        ValueError: some rows are longer than `local_tokens` and some are not.
+    """
     ids, lengths = real_tokens(*documents, model.config.vocab_size)
     local = lengths.clamp(max=config.local_tokens)
     before = lengths - local
@@ -209,7 +218,7 @@ def split_inputs(
     mask = (torch.arange(width) >= (width - local)[:, None]).to(device, torch.long)
     question = ids.gather(1, columns.clamp(min=0).to(device)) * mask
     if int(before.max()) == 0:
-        return {"input_ids": question, "attention_mask": mask}
+        return None, question, mask
     if int(before.min()) == 0:
         raise ValueError(
             f"`input_ids` holds a document of {int(lengths.min())} tokens, no longer than `local_tokens` "
@@ -217,7 +226,7 @@ def split_inputs(
         )
     longest = int(before.max())
     kept = (torch.arange(longest) < before[:, None]).to(device, torch.long)
-    return remember(model, attentions, config, (ids[:, :longest], kept), progress).inputs(question, mask)
+    return remember(model, attentions, config, (ids[:, :longest], kept), progress), question, mask
 
 
 def unlimiform(model: PreTrainedModel, config: UnlimiformerConfig | None = None) -> Unlimited:

@@ -13,7 +13,7 @@ from ..attachment import AttentionFunction, AttentionOutput
 from ..transformers_compat import cache_of
 from .knn_attention import knn_attention, local_attention, merge_attention
 from .memory_cache import LayerMemory, MemoryCacheLayer, memory_layer
-from .report import QueryLayout
+from .report import AttentionCall, QueryLayout
 
 
 class OfferedMemory(NamedTuple):
@@ -102,7 +102,7 @@ def cross_attend_to_memory(
     output = _read_hidden(module, scaled, memory, graft_memory, dropout)
     window = memory.window
     if window is not None:
-        first = _read(scaled, window, graft_memory._replace(layer=_silent(graft_memory.layer)), dropout)[0]
+        first = _read(scaled, window, graft_memory, dropout)[0]
         output = torch.where(_reads_window(memory, graft_memory, query), first, output)
     return output.to(query.dtype).transpose(1, 2).contiguous(), None
 
@@ -113,14 +113,9 @@ def _is_stock_attention(memory: LayerMemory, offered: OfferedMemory) -> bool:
         not memory.is_hidden
         and memory.visible is None
         and memory.window is None
-        and offered.layer.record is None
+        and (offered.layer.record is None or memory.is_window)
         and memory.choice.keeps_all(memory.keys.shape[2])
     )
-
-
-def _silent(layer: MemoryCacheLayer) -> MemoryCacheLayer:
-    """The same layer without its report."""
-    return MemoryCacheLayer(layer.inner, layer.index, layer.rows, layer.memory, layer.shift)
 
 
 def _reads_window(memory: LayerMemory, offered: OfferedMemory, query: Tensor) -> Tensor:
@@ -184,15 +179,17 @@ def _read(
         return rows.from_grid(split.permute(0, 3, 1, 2, *range(4, split.ndim)).flatten(2, 3))
 
     blocks: list[tuple[int, Tensor, Tensor | None, Tensor]] = []
-    observe = None if layer.record is None else lambda *block: blocks.append(block)
+    record = None if memory.is_window else layer.record
+    observe = None if record is None else lambda *block: blocks.append(block)
     output, total = knn_attention(
         by_document(grid), memory.keys, memory.values, memory.choice, _visible(memory, layout), dropout, observe
     )
-    if layer.record is not None:
+    if record is not None:
         share = None
         if local_total is not None:
             share = (total - by_document(rows.to_grid(local_total))).sigmoid()
-        layer.record.add(layer.index, offered.first_step, layout, blocks, share)
+        call = AttentionCall(layer.index, offered.first_step, layout, memory.heads, memory.window_first)
+        record.add(call, blocks, share)
     return by_row(output), by_row(total)
 
 

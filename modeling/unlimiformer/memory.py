@@ -60,6 +60,8 @@ class Memory:
         return len(self.documents)
 
     def __getitem__(self, row: int) -> "Memory":
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"`row` must lie in [-{len(self)}, {len(self)}), got {row}.")
         return self.select([row])
 
     def __repr__(self) -> str:
@@ -169,7 +171,7 @@ class Memory:
         if layer in self.window_keys:
             lengths = self.lengths.clamp(max=self.window)
             keys, values = self.window_keys[layer], self.window_values[layer]
-            window = LayerMemory(keys, values, _visible(lengths, keys), KeyChoice())
+            window = LayerMemory(keys, values, _visible(lengths, keys), KeyChoice(), is_window=True)
         if not first <= layer < last:
             return window
         if self.hidden is not None:
@@ -261,6 +263,7 @@ class Memory:
         description = {
             "config": self.config.to_dict(),
             "model_type": self.model_config.model_type,
+            "shape": model_shape(self.model_config),
             "window": self.window,
             "fingerprint": self.fingerprint,
             "documents": list(self.documents),
@@ -291,6 +294,12 @@ class Memory:
             description = json.loads((folder / DESCRIPTION_FILE).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"`folder` {folder} holds no whole memory: {error}") from error
+        shape = model_shape(model.config)
+        if description["shape"] != shape:
+            raise ValueError(
+                f"`folder` {folder} was made by a model with other layers: {description['shape']}, this "
+                f"{model.config.model_type} has {shape}."
+            )
         found = model_fingerprint(model)
         if strict and description["fingerprint"] != found:
             raise ValueError(
@@ -332,11 +341,18 @@ def keys_per_query(config: UnlimiformerConfig, window: int) -> int | None:
 
 
 def keys_rule(config: UnlimiformerConfig, window: int, source: int | None = None) -> str:
-    """ "exact" where every query sees every key of `source`, else "keys k of n"."""
+    """ "exact" where every query of every layer sees every key of `source`, else "keys k of n" and who sees less."""
     kept = keys_per_query(config, window)
+    limits = [
+        ("first window hidden", config.exclude_window and (source is None or source > window)),
+        (f"heads {config.heads}", config.heads is not None),
+        ("first step reads the window", config.first_step == "window"),
+        ("some layers", config.first_layer != 0 or config.last_layer is not None),
+    ]
+    said = [name for name, applies in limits if applies]
     if kept is None or (source is not None and kept >= source):
-        return "exact"
-    return f"keys {kept} of {'n' if source is None else source}"
+        return ", ".join(["all keys", *said]) if said else "exact"
+    return ", ".join([f"keys {kept} of {'n' if source is None else source}", *said])
 
 
 def layer_range(config: UnlimiformerConfig, count: int) -> tuple[int, int]:
@@ -353,6 +369,17 @@ def layer_range(config: UnlimiformerConfig, count: int) -> tuple[int, int]:
             f"decoder layers: -{count} <= first < last <= {count}, negative numbers counting from the end."
         )
     return first, last
+
+
+def model_shape(model_config: PreTrainedConfig) -> dict[str, int]:
+    """What must agree for one model to read another's memory."""
+    if model_config.is_encoder_decoder:
+        names = {"layers": "decoder_layers", "heads": "decoder_attention_heads", "hidden_size": "d_model"}
+    else:
+        names = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "key_heads": "num_key_value_heads"}
+        names |= {"hidden_size": "hidden_size"}
+    shape = {name: getattr(model_config, field) for name, field in names.items()}
+    return shape | {"head_dim": getattr(model_config, "head_dim", None) or shape["hidden_size"] // shape["heads"]}
 
 
 def has_scaled_positions(model_config: PreTrainedConfig) -> bool:

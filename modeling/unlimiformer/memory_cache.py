@@ -111,6 +111,7 @@ class LayerMemory:
         is_hidden: whether hidden states are stored instead of keys and values.
         window: keys, values and visibility of the first window, for heads and steps that read only that.
         window_first: whether the first decoded token reads the window.
+        is_window: whether this is itself a first window, which no report counts as memory.
     """
 
     keys: Tensor
@@ -121,6 +122,7 @@ class LayerMemory:
     is_hidden: bool = False
     window: "LayerMemory | None" = None
     window_first: bool = False
+    is_window: bool = False
 
 
 class MemoryCacheLayer(CacheLayerWrapper):

@@ -10,9 +10,10 @@ from ...configuration.configuration_unlimiformer import UnlimiformerBartConfig
 from ..attachment import serve
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache, without_cache
-from .attach import memory_attentions, remember
+from .attach import memory_attentions, remember, resolve_window
 from .attend import offer_memory
 from .memory import Memory
+from .remember import first_window
 
 
 class UnlimiformerBart(SavesItsCode, BartForConditionalGeneration):
@@ -60,9 +61,8 @@ class UnlimiformerBart(SavesItsCode, BartForConditionalGeneration):
         stock = {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
         if memory is None and encoder_outputs is None and input_ids is not None and cache_of(kwargs) is None:
             if self.training:
-                window = self.config.unlimiformer_config.window or self.config.max_position_embeddings
-                input_ids = input_ids[:, :window]
-                attention_mask = None if attention_mask is None else attention_mask[:, :window]
+                window = resolve_window(self, self.config.unlimiformer_config)
+                input_ids, attention_mask = first_window(input_ids, attention_mask, window)
             else:
                 memory = self.remember(input_ids, attention_mask)
         if memory is not None and cache_of(kwargs) is None:

@@ -10,8 +10,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ...configuration.configuration_unlimiformer import UnlimiformerLlamaConfig
 from ..attachment import serve
 from ..remote_code import SavesItsCode
-from ..transformers_compat import cache_of, take_cache
-from .attach import memory_attentions, remember, split_inputs
+from ..transformers_compat import cache_of, without_cache
+from .attach import memory_attentions, remember, split_documents
 from .attend import offer_memory
 from .memory import Memory
 
@@ -40,17 +40,24 @@ class UnlimiformerLlamaForCausalLM(SavesItsCode, LlamaForCausalLM):
         attentions, _ = memory_attentions(self, options)
         return remember(self, attentions, options, (input_ids, attention_mask), progress)
 
-    def split(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Any]:
-        """Inputs for the last `local_tokens` of each row, left-padded, behind a memory of all before them."""
+    def split(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False
+    ) -> tuple[Memory | None, Tensor, Tensor]:
+        """A memory of all but the last `local_tokens` of each row, None if nothing stands before them; those, masked.
+
+        Returns:
+            The memory, the local tokens (batch, at most local_tokens), left-padded, and their mask.
+        """
         options = self.config.unlimiformer_config
         attentions, _ = memory_attentions(self, options)
-        return split_inputs(self, attentions, options, (input_ids, attention_mask))
+        return split_documents(self, attentions, options, (input_ids, attention_mask), progress)
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        memory: Memory | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """As Llama's forward; in eval mode, an input longer than `local_tokens` gives logits and loss of its end only.
@@ -58,6 +65,7 @@ class UnlimiformerLlamaForCausalLM(SavesItsCode, LlamaForCausalLM):
         Args:
             input_ids, attention_mask: (batch, source), of any length.
             labels: like `input_ids`, -100 on all tokens that are remembered.
+            memory: documents remembered before, which `input_ids` follow.
             kwargs: as in Llama. With a cache, embeddings or positions of your own the stock forward runs.
 
         Returns:
@@ -67,22 +75,39 @@ class UnlimiformerLlamaForCausalLM(SavesItsCode, LlamaForCausalLM):
             ValueError: a label stands on a remembered token.
         """
         local = self.config.unlimiformer_config.local_tokens
-        is_plain = input_ids is not None and cache_of(kwargs) is None and kwargs.get("position_ids") is None
-        if self.training or not is_plain or input_ids.shape[1] <= local:  # type: ignore[union-attr]
-            return super().forward(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-        assert input_ids is not None
-        inputs = self.split(input_ids, attention_mask)
-        if labels is not None:
-            inputs["labels"] = self._local_labels(labels, attention_mask, inputs["input_ids"].shape[1])
-        take_cache(kwargs)
-        return super().forward(**{**kwargs, **inputs})
+        if input_ids is not None and cache_of(kwargs) is None:
+            if memory is not None:
+                return self._read(memory, input_ids, attention_mask, labels, kwargs)
+            is_long = input_ids.shape[1] > local and (
+                attention_mask is None or int(attention_mask.sum(1).max()) > local
+            )
+            if is_long and not self.training and kwargs.get("position_ids") is None:
+                memory, question, mask = self.split(input_ids, attention_mask)
+                if labels is not None:
+                    labels = self._local_labels(labels, attention_mask, question.shape[1])
+                assert memory is not None
+                return self._read(memory, question, mask, labels, kwargs)
+        return super().forward(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+
+    def _read(
+        self,
+        memory: Memory,
+        question: Tensor,
+        mask: Tensor | None,
+        labels: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Forward of `question` behind a memory, in a fresh cache."""
+        given = {name: value for name, value in kwargs.items() if name not in ("cache", "past_key_values")}
+        output = super().forward(**{**given, "labels": labels, **memory.inputs(question, mask)})
+        return without_cache(output) if kwargs.get("use_cache") is False else output
 
     def _local_labels(self, labels: Tensor, attention_mask: Tensor | None, width: int) -> Tensor:
         """The labels of the last `width` real tokens of each row."""
         real = torch.ones_like(labels) if attention_mask is None else attention_mask
         ends = labels.shape[1] - real.flip(1).argmax(1)  # one past the last real token
-        columns = (ends[:, None] - width + torch.arange(width, device=labels.device)).clamp(min=0)
-        kept = labels.gather(1, columns)
+        columns = ends[:, None] - width + torch.arange(width, device=labels.device)
+        kept = labels.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -100)
         if int((labels != -100).sum()) != int((kept != -100).sum()):
             raise ValueError(
                 f"`labels` stand on more than the last {width} tokens of a row (`local_tokens`): set the others to "
@@ -93,13 +118,19 @@ class UnlimiformerLlamaForCausalLM(SavesItsCode, LlamaForCausalLM):
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """As `generate` of any model, for inputs of any length; the sequences returned begin with the whole input."""
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        options = self.config.unlimiformer_config
-        is_plain = input_ids is not None and cache_of(kwargs) is None and kwargs.get("use_cache") is not False
-        if not is_plain or input_ids.shape[1] <= options.local_tokens:
+        if input_ids is None or cache_of(kwargs) is not None or kwargs.get("memory") is not None:
             return super().generate(input_ids, **kwargs)
-        given = self.split(input_ids, kwargs.pop("attention_mask", None))
-        generated = super().generate(**given, **kwargs)
-        return _with_whole_input(generated, input_ids, given["input_ids"].shape[1])
+        memory, question, mask = None, None, None
+        if input_ids.shape[1] > self.config.unlimiformer_config.local_tokens:
+            memory, question, mask = self.split(input_ids, kwargs.get("attention_mask"))
+        if memory is None or question is None:
+            return super().generate(input_ids, **kwargs)
+        kwargs.pop("attention_mask", None)
+        if kwargs.get("use_cache") is False:  # each step then makes a fresh cache from the memory
+            generated = super().generate(question, attention_mask=mask, memory=memory, **kwargs)
+        else:
+            generated = super().generate(**memory.inputs(question, mask), **kwargs)
+        return _with_whole_input(generated, input_ids, question.shape[1])
 
 
 def _with_whole_input(generated: Any, input_ids: Tensor, local: int) -> Any:

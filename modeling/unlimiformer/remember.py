@@ -86,6 +86,19 @@ def real_tokens(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: in
     return ids.masked_fill(torch.arange(longest, device=ids.device) >= lengths[:, None], 0), lengths.cpu()
 
 
+def first_window(input_ids: Tensor, attention_mask: Tensor | None, window: int) -> tuple[Tensor, Tensor | None]:
+    """The first `window` real tokens of each row and their mask; rows that fit stay as they are."""
+    if input_ids.shape[1] <= window:
+        return input_ids, attention_mask
+    if attention_mask is None:
+        return input_ids[:, :window], None
+    starts = attention_mask.argmax(1, keepdim=True)
+    columns = starts + torch.arange(window, device=input_ids.device)
+    inside = columns < input_ids.shape[1]
+    columns = columns.clamp(max=input_ids.shape[1] - 1)
+    return input_ids.gather(1, columns), attention_mask.gather(1, columns) * inside
+
+
 def plan_batches(lengths: list[int], window: int, config: UnlimiformerConfig, causal: bool) -> list[list[Reading]]:
     """All windows of all documents in batches of equal length, so that nothing is padded."""
     readings = [

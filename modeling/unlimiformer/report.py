@@ -31,6 +31,25 @@ class QueryLayout:
 
 
 @dataclass(frozen=True)
+class AttentionCall:
+    """One call of attention to a memory.
+
+    Args:
+        layer: number of the layer.
+        first_step: local position of the first query.
+        layout: how queries lie.
+        heads: the heads that read the memory, None for all.
+        window_first: whether step 0 reads the first window instead.
+    """
+
+    layer: int
+    first_step: int
+    layout: QueryLayout
+    heads: tuple[int, ...] | None = None
+    window_first: bool = False
+
+
+@dataclass(frozen=True)
 class Passage:
     """A stretch of the document and the share of the attention to memory that fell on it."""
 
@@ -57,48 +76,44 @@ class AttentionReport:
         self.input_ids, self.lengths = input_ids, lengths.tolist()
 
     def add(
-        self,
-        layer: int,
-        first_step: int,
-        layout: QueryLayout,
-        blocks: list[tuple[int, Tensor, Tensor | None, Tensor]],
-        share: Tensor | None,
+        self, call: AttentionCall, blocks: list[tuple[int, Tensor, Tensor | None, Tensor]], share: Tensor | None
     ) -> None:
-        """Note one attention call: its blocks as `knn_attention` observed them.
+        """Note one attention call.
 
         Args:
-            layer: number of the layer.
-            first_step: local position of the first query.
-            layout: how queries lie.
-            blocks: (first query, weights, ids, mass).
+            call: which one.
+            blocks: what `knn_attention` observed: (first query, weights, ids, mass), in order.
             share: (documents, key heads, count) of the whole softmax that fell on the memory, None for all of it.
         """
-        source = self.input_ids.shape[1] if self.input_ids is not None else blocks[0][1].shape[-1]
-        self._layers.add(layer)
-        for start, weights, ids, mass in blocks:
-            queries = torch.arange(start, start + weights.shape[2])
-            queries = queries[queries // layout.target % layout.repeats == 0]
-            kept = weights[:, :, queries - start].float().cpu()
-            shares = torch.ones(kept.shape[:3]) if share is None else share[:, :, queries].float().cpu()
-            where = torch.arange(kept.shape[-1]).expand_as(kept) if ids is None else ids[:, :, queries - start].cpu()
-            self._mass.append(mass[:, :, queries - start].float().mean().item())
-            self._memory_share.append(shares.mean().item())
-            kept = kept * shares.unsqueeze(-1)
-            for target in range(layout.target):
-                chosen = queries % layout.target == target
-                if chosen.any():
-                    self._add_step(first_step + target, layer, kept[:, :, chosen], where[:, :, chosen], source)
+        weights = torch.cat([block[1] for block in blocks], dim=2).float().cpu()
+        mass = torch.cat([block[3] for block in blocks], dim=2).float().cpu()
+        ids = torch.arange(weights.shape[-1]).expand_as(weights)
+        if blocks[0][2] is not None:
+            ids = torch.cat([block[2] for block in blocks if block[2] is not None], dim=2).cpu()
+        shares = torch.ones(weights.shape[:3]) if share is None else share.float().cpu()
+        # (documents, heads, target, ...) of the first row that asks each document
+        weights, mass, ids, shares = (_first_rows(tensor, call.layout) for tensor in (weights, mass, ids, shares))
+        heads = list(range(weights.shape[1])) if call.heads is None else list(call.heads)
+        skipped = 1 if call.window_first and call.first_step == 0 else 0
+        if skipped == weights.shape[2]:
+            return
+        self._layers.add(call.layer)
+        self._mass.append(mass[:, heads, skipped:].mean().item())
+        self._memory_share.append(shares[:, heads, skipped:].mean().item())
+        read = torch.zeros_like(weights)
+        read[:, heads] = (weights * shares.unsqueeze(-1))[:, heads]
+        for target in range(skipped, weights.shape[2]):
+            step = call.first_step + target
+            self._add_step(step, call.layer, read[:, :, target], ids[:, :, target], len(heads))
 
-    def _add_step(self, step: int, layer: int, weights: Tensor, ids: Tensor, source: int) -> None:
-        documents, heads = weights.shape[0], weights.shape[1] * weights.shape[2]
-        total = self._attention.setdefault(step, torch.zeros(documents, source))
+    def _add_step(self, step: int, layer: int, weights: Tensor, ids: Tensor, heads: int) -> None:
+        """`weights` and `ids` (documents, heads, kept) of one layer and step; `heads` of them read the memory."""
+        documents = weights.shape[0]
+        assert self.input_ids is not None
+        total = self._attention.setdefault(step, torch.zeros(documents, self.input_ids.shape[1]))
         total.scatter_add_(1, ids.reshape(documents, -1), weights.reshape(documents, -1) / heads)
-        weights, ids = weights.flatten(1, 2), ids.flatten(1, 2)
         best, places = weights.topk(min(DETAIL, weights.shape[-1]), dim=-1)
-        new = ids.gather(-1, places), best
-        if (step, layer) in self._details:  # a later block of heads of the same step
-            new = tuple(torch.cat(pair, dim=1) for pair in zip(self._details[step, layer], new, strict=True))  # type: ignore[assignment]
-        self._details[step, layer] = new
+        self._details[step, layer] = ids.gather(-1, places), best
 
     @property
     def steps(self) -> list[int]:
@@ -201,6 +216,12 @@ class AttentionReport:
         ]
         page("Attention over a long document", "".join(body), path)
         return path
+
+
+def _first_rows(queries: Tensor, layout: QueryLayout) -> Tensor:
+    """(documents, key heads, count, ...) to (documents, heads, target, ...) of the first row of each document."""
+    split = queries.unflatten(2, (layout.groups, layout.repeats, layout.target))
+    return split[:, :, :, 0].flatten(1, 2)
 
 
 _RECORDING: ContextVar[AttentionReport | None] = ContextVar("graft_recording", default=None)
