@@ -98,6 +98,8 @@ class _HoldsUnlimiformerConfig:
     unlimiformer_config: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model_type":  # of the stock checkpoint that is being loaded; ours stays
+            return
         # transformers sets what `from_pretrained` is given after the config was made, so this is where it is checked.
         super().__setattr__(name, _read_options(value) if name == "unlimiformer_config" else value)
 

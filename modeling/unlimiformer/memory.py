@@ -341,13 +341,12 @@ def keys_per_query(config: UnlimiformerConfig, window: int) -> int | None:
 
 
 def keys_rule(config: UnlimiformerConfig, window: int, source: int | None = None) -> str:
-    """ "exact" where every query of every layer sees every key of `source`, else "keys k of n" and who sees less."""
+    """ "exact" where every query of the layers in range sees every key of `source`, else "keys k of n" and more."""
     kept = keys_per_query(config, window)
     limits = [
         ("first window hidden", config.exclude_window and (source is None or source > window)),
         (f"heads {config.heads}", config.heads is not None),
         ("first step reads the window", config.first_step == "window"),
-        ("some layers", config.first_layer != 0 or config.last_layer is not None),
     ]
     said = [name for name, applies in limits if applies]
     if kept is None or (source is not None and kept >= source):
