@@ -36,7 +36,7 @@ class UnlimiformerConfig:
             is given instead of a document and a question.
         sinks: first tokens of the document that a decoder always keeps, whatever their score.
         memory_dtype: what the memory is stored in: "float32", "bfloat16", "float16", or None for the model's dtype.
-        windows_per_batch: windows read in one forward pass; "auto" picks a number of about 8,192 tokens.
+        windows_per_batch: windows read in one forward pass; "auto" picks a number that suits the device.
     """
 
     keys_per_query: int | Literal["window"] | None = "window"

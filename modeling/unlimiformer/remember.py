@@ -16,8 +16,9 @@ from .memory import Memory, layer_range, model_fingerprint
 from .positions import memory_positions, rotate
 from .windows import Window, plan_windows
 
-TOKENS_PER_BATCH = 8192
-"""Tokens read in one forward pass where `windows_per_batch` is "auto"."""
+TOKENS_PER_BATCH = {"cpu": 2048}
+"""Tokens read in one forward pass where `windows_per_batch` is "auto": more would cost a CPU memory and win nothing."""
+TOKENS_PER_BATCH_ELSEWHERE = 16384
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def first_window(input_ids: Tensor, attention_mask: Tensor | None, window: int) 
     return input_ids.gather(1, columns), attention_mask.gather(1, columns) * inside
 
 
-def plan_batches(lengths: list[int], window: int, config: UnlimiformerConfig, causal: bool) -> list[list[Reading]]:
+def plan_batches(
+    lengths: list[int], window: int, config: UnlimiformerConfig, causal: bool, device: torch.device
+) -> list[list[Reading]]:
     """All windows of all documents in batches of equal length, so that nothing is padded."""
     readings = [
         Reading(document, part)
@@ -108,9 +111,10 @@ def plan_batches(lengths: list[int], window: int, config: UnlimiformerConfig, ca
     ]
     readings.sort(key=lambda reading: reading.length)  # stable: a document's windows stay in order
     per_batch = config.windows_per_batch
+    tokens = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH_ELSEWHERE)
     batches: list[list[Reading]] = []
     for reading in readings:
-        size = max(1, TOKENS_PER_BATCH // reading.length) if per_batch == "auto" else per_batch
+        size = max(1, tokens // reading.length) if per_batch == "auto" else per_batch
         if not batches or len(batches[-1]) >= size or batches[-1][0].length != reading.length:
             batches.append([])
         batches[-1].append(reading)
@@ -180,7 +184,8 @@ def remember_encoded(
     hidden = model.config.d_model
     states = torch.zeros(count, longest, hidden, dtype=stored_dtype(model, config), device=ids.device)
     first_window = torch.zeros(count, min(longest, window), hidden, dtype=model.dtype, device=ids.device)
-    for batch, tokens in read_windows(ids, plan_batches(lengths.tolist(), window, config, causal=False), progress):
+    batches = plan_batches(lengths.tolist(), window, config, causal=False, device=ids.device)
+    for batch, tokens in read_windows(ids, batches, progress):
         encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
         check_finite(encoded, batch)
         for reading, row in zip(batch, encoded, strict=True):
@@ -235,7 +240,8 @@ def remember_decoded(
     dtype = stored_dtype(model, config)
     keys: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
-    for batch, tokens in read_windows(ids, plan_batches(lengths.tolist(), window, config, causal=True), progress):
+    batches = plan_batches(lengths.tolist(), window, config, causal=True, device=ids.device)
+    for batch, tokens in read_windows(ids, batches, progress):
         cache = DynamicCache(config=model.config)
         check_finite(body(input_ids=tokens, use_cache=True, **cache_argument(cache)).last_hidden_state, batch)
         for layer in range(first, last):

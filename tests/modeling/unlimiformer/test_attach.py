@@ -444,9 +444,20 @@ def test_default_window_is_all_of_an_encoders_positions_and_half_of_a_decoders(t
 
 @pytest.mark.parametrize(("keys_per_query", "said"), [(None, "exact"), (7, "keys 7 of n"), ("window", "keys 16 of n")])
 def test_repr_of_a_handle_says_which_keys_and_layers_are_read(tiny, keys_per_query, said):
-    config = UnlimiformerConfig(window=WINDOW, keys_per_query=keys_per_query, first_layer=1)
-    with unlimiform(tiny.model("llama"), config) as handle:
-        assert repr(handle) == f"Unlimited(LlamaForCausalLM, {said}, layers 1 to 2, window 16)"
+    with unlimiform(tiny.model("llama"), UnlimiformerConfig(window=WINDOW, keys_per_query=keys_per_query)) as handle:
+        assert repr(handle) == f"Unlimited(LlamaForCausalLM, {said}, layers 0 to 2, window 16)"
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, None), (0, 2), (-1, None)])
+def test_repr_of_a_handle_names_the_layers_that_read(tiny, first, last):
+    with unlimiform(tiny.model("llama"), UnlimiformerConfig(first_layer=first, last_layer=last)) as handle:
+        assert f"layers {first % 3} to {(last or 3) - 1}," in repr(handle)
+
+
+@pytest.mark.parametrize("options", [{"heads": [0]}, {"exclude_window": True}])
+def test_repr_of_a_handle_claims_no_exactness_where_some_keys_are_hidden_from_some_queries(tiny, options):
+    with unlimiform(tiny.model("llama"), UnlimiformerConfig(window=WINDOW, keys_per_query=None, **options)) as handle:
+        assert "exact" not in repr(handle)
 
 
 # PEFT

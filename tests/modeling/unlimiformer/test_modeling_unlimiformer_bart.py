@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from graft import UnlimiformerBart, UnlimiformerBartConfig, UnlimiformerConfig, unlimiform
+from graft import Memory, UnlimiformerBart, UnlimiformerBartConfig, UnlimiformerConfig, unlimiform
 
 WINDOW, LENGTH = 16, 45
 OPTIONS = {"window": WINDOW, "keys_per_query": 4}
@@ -220,6 +220,19 @@ def test_a_saved_model_gives_the_same_logits_bit_for_bit(tiny, tmp_path, through
     assert loaded.config.unlimiformer_config == model.config.unlimiformer_config
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids, labels=labels).logits, model(input_ids=ids, labels=labels).logits)
+
+
+def test_a_memory_of_a_model_loaded_from_a_stock_checkpoint_is_its_own_after_saving_both(tiny, tmp_path):
+    permanent(tiny)[0].save_pretrained(tmp_path / "stock")
+    model = UnlimiformerBart.from_pretrained(tmp_path / "stock", unlimiformer_config=OPTIONS)
+    memory, answer = model.remember(tiny.ids(1, LENGTH)), tiny.ids(1, 4)
+    memory.save_pretrained(tmp_path / "book")
+    model.save_pretrained(tmp_path / "ours")
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+    loaded = Memory.from_pretrained(tmp_path / "book", again)
+    with torch.no_grad():
+        expected = model(memory=memory, decoder_input_ids=answer).logits
+        assert torch.equal(again(memory=loaded, decoder_input_ids=answer).logits, expected)
 
 
 def test_the_auto_classes_know_the_config_and_the_model(tiny):
