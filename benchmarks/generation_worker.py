@@ -156,13 +156,15 @@ def main() -> int:
             model.generate(
                 **make_inputs(), **options, do_sample=False, logits_processor=transformers.LogitsProcessorList([clock])
             )
-    steps = sorted(b - a for a, b in zip(clock.ticks, clock.ticks[1:]))
+    steps = sorted(b - a for a, b in zip(clock.ticks, clock.ticks[1:], strict=False))
     first = clock.ticks[0] - encoded
     print(
         json.dumps(
             {
                 # the original and a stock decoder read the document inside `generate`, before the first token
-                "read s": round(encoded - start + (first if arguments.system.startswith(("original", "stock")) else 0), 3),
+                "read s": round(
+                    encoded - start + (first if arguments.system.startswith(("original", "stock")) else 0), 3
+                ),
                 "first token s": round(first, 3),
                 "ms per token": round(1e3 * steps[len(steps) // 2], 2),
                 "extra MB": round(memory.extra, 1),

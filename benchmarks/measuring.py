@@ -1,4 +1,4 @@
-"""What every benchmark here needs: seconds of a call, ratios measured in turn, the machine's limits, a JSON of results."""
+"""What every benchmark needs: seconds of a call, ratios measured in turn, the machine's limits, a JSON of results."""
 
 import json
 import os

@@ -128,12 +128,9 @@ def main(argv=None) -> int:
     documents = choose_documents(arguments, tokenizer)
     rows = [measure(model, ids, arguments) for _, ids in tqdm(documents, unit="document")]
     table = summarise(rows)
-    print(
-        f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}; {len(rows)} documents"
-    )
-    print(
-        f"{arguments.memory} tokens in memory, {arguments.local} local, {arguments.scored} scored, window {arguments.window}"
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{platform.machine()}, {versions}; {len(rows)} documents")
+    print(f"tokens: {arguments.memory} in memory, {arguments.local} local, {arguments.scored} scored")
     for row in table:
         low, high = row["interval"]
         print(

@@ -89,7 +89,7 @@ def _read_options(options: Any) -> UnlimiformerConfig:
             "`unlimiformer_config` must be an UnlimiformerConfig, a dict of its fields or None, "
             f"got {type(options).__name__}."
         )
-    return options  # type: ignore[no-any-return]
+    return options
 
 
 class _HoldsUnlimiformerConfig:

@@ -17,7 +17,7 @@ from .positions import memory_positions, rotate
 from .windows import Window, plan_windows
 
 TOKENS_PER_BATCH = {"cpu": 2048}
-"""Tokens read in one forward pass where `windows_per_batch` is "auto": more would cost a CPU memory and win nothing."""
+"""Tokens read in one forward pass under "auto": more would cost a CPU memory and win nothing."""
 TOKENS_PER_BATCH_ELSEWHERE = 16384
 
 
