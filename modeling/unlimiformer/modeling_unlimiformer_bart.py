@@ -7,16 +7,14 @@ from transformers import BartForConditionalGeneration
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from ...configuration.configuration_unlimiformer import UnlimiformerBartConfig
-from ..attachment import serve
-from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache, without_cache
-from .attach import memory_attentions, remember, resolve_window
-from .attend import offer_memory
+from .attach import resolve_window
+from .built_in_memory import BuiltInMemory
 from .memory import Memory
 from .remember import first_window
 
 
-class UnlimiformerBart(SavesItsCode, BartForConditionalGeneration):
+class UnlimiformerBart(BuiltInMemory, BartForConditionalGeneration):
     """A BartForConditionalGeneration whose decoder reads the whole of a long input (Bertsch et al. 2023).
 
     In eval mode `forward` and `generate` remember `input_ids` of any length, by the options in
@@ -26,19 +24,6 @@ class UnlimiformerBart(SavesItsCode, BartForConditionalGeneration):
 
     config_class = UnlimiformerBartConfig
     auto_classes = ("AutoModelForSeq2SeqLM",)
-
-    def __init__(self, config: UnlimiformerBartConfig) -> None:
-        super().__init__(config)
-        attentions, step = memory_attentions(self, config.unlimiformer_config)
-        for attention in attentions:
-            serve(attention, step)
-            attention.register_forward_pre_hook(offer_memory, with_kwargs=True)
-
-    def remember(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> Memory:
-        """Read documents (documents, longest) of any length once; any number of questions may be asked of them."""
-        options = self.config.unlimiformer_config
-        attentions, _ = memory_attentions(self, options)
-        return remember(self, attentions, options, (input_ids, attention_mask), progress)
 
     def forward(
         self,

@@ -8,15 +8,13 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...configuration.configuration_unlimiformer import UnlimiformerLlamaConfig
-from ..attachment import serve
-from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, without_cache
-from .attach import memory_attentions, remember, split_documents
-from .attend import offer_memory
+from .attach import memory_attentions, split_documents
+from .built_in_memory import BuiltInMemory
 from .memory import Memory
 
 
-class UnlimiformerLlamaForCausalLM(SavesItsCode, LlamaForCausalLM):
+class UnlimiformerLlamaForCausalLM(BuiltInMemory, LlamaForCausalLM):
     """A LlamaForCausalLM that remembers all of a long input but its end, and answers from the memory.
 
     The last `local_tokens` of an input stay in ordinary attention; what stands before them is read in windows and
@@ -26,19 +24,6 @@ class UnlimiformerLlamaForCausalLM(SavesItsCode, LlamaForCausalLM):
 
     config_class = UnlimiformerLlamaConfig
     auto_classes = ("AutoModelForCausalLM",)
-
-    def __init__(self, config: UnlimiformerLlamaConfig) -> None:
-        super().__init__(config)
-        attentions, step = memory_attentions(self, config.unlimiformer_config)
-        for attention in attentions:
-            serve(attention, step)
-            attention.register_forward_pre_hook(offer_memory, with_kwargs=True)
-
-    def remember(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> Memory:
-        """Read documents (documents, longest) of any length once; any number of questions may be asked of them."""
-        options = self.config.unlimiformer_config
-        attentions, _ = memory_attentions(self, options)
-        return remember(self, attentions, options, (input_ids, attention_mask), progress)
 
     def split(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False
