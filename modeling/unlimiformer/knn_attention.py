@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...retrieval.exact_search import gathered_sums, inner_products, weighted_sums
+from ...retrieval.exact_search import gathered_sums, inner_products, largest, weighted_sums
 
 SCORES_BYTES = 256 * 2**20
 """Most bytes of scores held at a time; more queries are processed in blocks."""
@@ -42,12 +42,11 @@ def best_keys(scores: Tensor, choice: KeyChoice) -> tuple[Tensor, Tensor]:
     """Scores and ids of the kept keys, each (..., kept), unsorted; exactly `keys_per_query`, also on ties."""
     kept = scores.shape[-1] if choice.keys_per_query is None else choice.keys_per_query
     if not choice.sinks:
-        best, ids = scores.topk(kept, dim=-1, sorted=False)
-        return best, ids
+        return largest(scores, kept)
     ranking = scores.clone()
     sinks = ranking[..., : choice.sinks]
     sinks.masked_fill_(sinks > -torch.inf, torch.inf)  # those that may be seen rank first
-    ids = ranking.topk(kept, dim=-1, sorted=False).indices
+    ids = largest(ranking.detach(), kept)[1]
     return scores.gather(-1, ids), ids
 
 

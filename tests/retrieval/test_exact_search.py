@@ -1,6 +1,7 @@
 """Exact search equals loops over vectors, also where vectors are stored in half precision or in many blocks."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis.strategies import integers
 
 from graft.retrieval import exact_search
-from graft.retrieval.exact_search import gathered_sums, inner_products, weighted_sums
+from graft.retrieval.exact_search import gathered_sums, inner_products, largest, weighted_sums
 
 SEEDS = integers(0, 2**32 - 1)
 HALVES = [torch.float16, torch.bfloat16]
@@ -98,6 +99,46 @@ def test_the_size_of_blocks_changes_nothing(monkeypatch, dtype, source):
     monkeypatch.setattr(exact_search, "BLOCK_ROWS", 4)
     torch.testing.assert_close(inner_products(queries, stored), whole[0])
     torch.testing.assert_close(weighted_sums(weights, stored), whole[1])
+
+
+def naive_largest(scores, kept):
+    """Sorted values of the `kept` largest of each row; NaN counts as the largest."""
+    rows = scores.reshape(-1, scores.shape[-1]).tolist()
+    ranked = [sorted(row, key=lambda score: math.inf if math.isnan(score) else score) for row in rows]
+    return torch.tensor([row[len(row) - kept :] for row in ranked], dtype=scores.dtype).view(*scores.shape[:-1], kept)
+
+
+@pytest.mark.parametrize("threads", [0, 64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@given(seed=SEEDS, source=integers(1, 40), kept=integers(1, 40), levels=integers(1, 30))
+def test_the_largest_are_those_of_a_full_sort_also_on_ties(dtype, threads, seed, source, kept, levels):
+    rng = torch.Generator().manual_seed(seed)
+    kept = min(kept, source)
+    scores = torch.randint(0, levels, (2, 3, source), generator=rng).to(dtype)  # few levels: many ties
+    scores[scores == 0] = -torch.inf
+    scores[0] += torch.rand(3, source, generator=rng).to(dtype)  # rows with and without ties in one call
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_search, "FEW_THREADS", threads)
+        patch.setattr(exact_search, "SELECTED_AT_ONCE", 64)
+        best, ids = largest(scores, kept)
+    assert best.dtype == dtype
+    assert best.shape == ids.shape == (2, 3, kept)
+    assert torch.equal(best, scores.gather(-1, ids))
+    assert torch.equal(best.sort().values, naive_largest(scores, kept).sort().values)
+    assert all(len(set(row)) == kept for row in ids.flatten(0, -2).tolist())
+
+
+def test_a_score_that_is_no_number_is_kept_so_that_it_shows():
+    scores = torch.tensor([[1.0, torch.nan, 3.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
+    best, ids = largest(scores, 2)
+    assert best.isnan().tolist() == [[True, False], [False, False]]
+    assert [sorted(row) for row in ids.tolist()] == [[1, 2], [0, 1]]
+
+
+def test_gradients_reach_the_largest_scores_only():
+    scores = torch.tensor([0.0, 3.0, 2.0, 1.0], requires_grad=True)
+    largest(scores, 2)[0].sum().backward()
+    assert scores.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
 def test_gradients_reach_queries_weights_and_vectors():
