@@ -126,7 +126,15 @@ class Attachment:
         """
         self._undo.callback(serve(module, step))
         if hook is not None:
-            self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            self.before(module, hook)
+
+    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, kwargs)` before each forward of `module` until removal; it may return new ones."""
+        self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, kwargs, output)` after each forward until removal; it may return a new output."""
+        self._undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
 
     def remove(self) -> None:
         """Undo everything; the model is then what it was, bit for bit. A second call does nothing."""
