@@ -1,0 +1,1 @@
+"""RETRO: chunks of tokens read neighbours found in a corpus."""

@@ -1,0 +1,75 @@
+"""Cross-entropy of an output head without the logits of all tokens in memory at once.
+
+The gradients of a block of tokens are taken while its logits exist, so a training step holds one block of logits
+instead of three copies of all of them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_TOKENS = 1024
+IGNORED = -100
+
+
+class _BlockedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, block: int
+    ) -> Tensor:
+        needs = context.needs_input_grad
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs[0] else None
+        grad_weight = torch.zeros_like(weight) if needs[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        for rows, labels, place in zip(
+            hidden.split(block), targets.split(block), torch.arange(len(targets)).split(block), strict=True
+        ):
+            logits = torch.nn.functional.linear(rows, weight, bias).to(total.dtype)
+            total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            gradient = logits.softmax(-1)
+            gradient[torch.arange(len(labels)), labels] -= 1
+            gradient = gradient.to(rows.dtype)
+            if grad_hidden is not None:
+                grad_hidden[place] = gradient @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(gradient.T, rows)
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+        context.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+        scaled = (None if grad is None else grad * upstream.to(grad.dtype) for grad in context.saved_tensors)
+        return (*scaled, None, None)
+
+
+def blocked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    count: Tensor | int | None = None,
+    block: int = BLOCK_TOKENS,
+) -> Tensor:
+    """Mean of -log softmax(hidden W^T + b)[target] over the tokens that have one.
+
+    Args:
+        hidden: (tokens, hidden_size).
+        weight, bias: (vocab_size, hidden_size) and (vocab_size,) or None, of the output head.
+        targets: (tokens,) ids, -100 where nothing is scored; these tokens cost nothing.
+        count: divide by this instead of the number of scored tokens (gradient accumulation).
+        block: tokens whose logits exist at once.
+
+    Returns:
+        A scalar in float32 or wider; 0, with gradients of 0, if no token is scored.
+    """
+    scored = targets != IGNORED
+    if torch.is_autocast_enabled(hidden.device.type):
+        kind = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+    total = _BlockedCrossEntropy.apply(hidden[scored], weight, bias, targets[scored], block)
+    return total / (scored.sum().clamp(min=1) if count is None else count)

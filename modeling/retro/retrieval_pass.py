@@ -1,0 +1,190 @@
+"""What one forward pass knows of retrieval: where its tokens lie among chunks, and the neighbours it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ...configuration.configuration_retro import RetroConfig
+from .chunk_grid import ChunkGrid
+from .packed_chunk_grid import PackedChunkGrid
+from .partial_rotary import Rotary, rotary_table
+from .retrieval_cache import OpenChunk, RetrievalCacheLayer
+
+EncodeNeighbours = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
+"""`encode(neighbours, visible, chunks)`: ids (batch, chunks, n, r), their visibility or None, hidden states of the
+chunks (batch, chunks, m, width), to (batch, chunks, n, r, width)."""
+
+
+class RetrievalPass:
+    """Made once per forward pass, and read by every layer with cross-attention.
+
+    Args:
+        config: `chunk_size`, `rope`, `rotary_dim` and `rope_theta` are read.
+        grid: where the new tokens lie among chunks.
+        retrieved: (batch, chunks, neighbours, neighbour_length) ids for the chunks that this pass completes, or None.
+        chunk: the generation's open chunk; None without a cache.
+        skips_past: whether the tokens that read an earlier pass's neighbours have none.
+    """
+
+    def __init__(
+        self,
+        config: RetroConfig,
+        grid: ChunkGrid,
+        retrieved: Tensor | None,
+        chunk: OpenChunk | None,
+        skips_past: bool,
+    ) -> None:
+        self.config, self.grid, self.chunk, self.skips_past = config, grid, chunk, skips_past
+        self.retrieved = retrieved if grid.closed else None
+        self.visible = None if self.retrieved is None else visible_tokens(self.retrieved, config.pad_token_id)
+        self._tables: tuple[Rotary, Rotary | None] | None = None
+
+    @property
+    def reads_nothing(self) -> bool:
+        """Whether no token of this pass has neighbours."""
+        return self.skips_past and self.retrieved is None
+
+    def encode(self, hidden: Tensor, encode: EncodeNeighbours) -> Tensor | None:
+        """Encode the neighbours of completed chunks, conditioned on these; hold the tokens of the open one.
+
+        Called once, by the first layer with cross-attention.
+
+        Args:
+            hidden: (batch, new, hidden_size) residual stream behind that layer's self-attention.
+
+        Returns:
+            (batch, chunks, neighbours, neighbour_length, hidden_size); None if no chunk is completed with neighbours.
+        """
+        if self.chunk is None and self.retrieved is None:
+            return None
+        chunks, held = self.grid.continue_chunks(None if self.chunk is None else self.chunk.hidden, hidden)
+        if self.chunk is not None:
+            self.chunk.hidden = held
+        return None if self.retrieved is None else encode(self.retrieved, self.visible, chunks)
+
+    def tables(self, like: Tensor) -> tuple[Rotary, Rotary | None]:
+        """Rotary tables of the queries' rows and of the neighbours' keys, in the dtype and on the device of `like`."""
+        if self._tables is None:
+            m, width, theta = self.config.chunk_size, self.config.rotary_dim, self.config.rope_theta
+            assert width is not None
+            rows = query_positions(self.grid.offsets(self.skips_past, like.device), m, self.config.rope)
+            keys = None
+            if self.retrieved is not None:
+                neighbours, length = self.retrieved.shape[2:]
+                positions = torch.arange(length, device=like.device).repeat(neighbours)[None]
+                keys = rotary_table(positions, width, theta, like.dtype)
+            self._tables = rotary_table(rows, width, theta, like.dtype), keys
+        return self._tables
+
+
+def query_positions(offsets: Tensor, chunk_size: int, rope: str) -> Tensor:
+    """Where row i of a group stands before its neighbours: m - 1 + i.
+
+    RETRO-pytorch ("legacy") shifted its table twice, which left 2 m - 2 for row 0 and 0 for all others.
+
+    Args:
+        offsets: (batch or 1, rows), the rows i.
+    """
+    if rope == "legacy":
+        return (offsets == 0) * (2 * chunk_size - 2)
+    return offsets + chunk_size - 1
+
+
+def visible_tokens(ids: Tensor, pad_token_id: int) -> Tensor | None:
+    """True where `ids` are no padding; None if there is no padding at all."""
+    visible = ids != pad_token_id
+    return None if bool(visible.all()) else visible
+
+
+def begin_pass(
+    config: RetroConfig,
+    input_ids: Tensor,
+    masks: tuple[Tensor | None, Tensor | None],
+    retrieved: Tensor | None,
+    layers: Mapping[int, RetrievalCacheLayer] | None,
+) -> RetrievalPass:
+    """Look at what a forward pass is given, and advance the generation's open chunk.
+
+    Args:
+        input_ids: (batch, new).
+        masks: attention mask and position ids as the model was given them.
+        retrieved: see RetrievalPass.
+        layers: retrieval layers of the cache, None without one.
+
+    Raises:
+        TypeError, ValueError: `retrieved` does not fit the chunks that this pass completes.
+    """
+    attention_mask, position_ids = masks
+    new = input_ids.shape[1]
+    if layers is None:
+        chunk, skips_past = None, True
+        grid = _grid_without_cache(config.chunk_size, input_ids, attention_mask, position_ids)
+    else:
+        first = next(iter(layers.values()))
+        chunk, skips_past = first.chunk, first.latest is None
+        if new > 1 or chunk.past == 0:
+            chunk.padding = leading_padding(attention_mask, position_ids, chunk.past + new)
+        grid = chunk.grid(new)
+    check_retrieved(retrieved, input_ids.shape[0], grid.closed, config)
+    if retrieved is None and grid.closed and not skips_past:
+        raise ValueError(
+            f"`retrieved` is missing: this pass completes {grid.closed} chunks of `chunk_size` {config.chunk_size} "
+            "and those before it had neighbours. Give padding for chunks without any."
+        )
+    if chunk is not None:
+        _, chunk.ids = grid.continue_chunks(chunk.ids, input_ids)
+        chunk.past += new
+    return RetrievalPass(config, grid, retrieved, chunk, skips_past)
+
+
+def leading_padding(attention_mask: Tensor | None, position_ids: Tensor | None, length: int) -> Tensor | None:
+    """(batch,) padding tokens at the beginning of each row, on the CPU; None if there are none.
+
+    Args:
+        attention_mask: (batch, length), or prepared with four axes, when only the positions tell.
+        position_ids: (batch, new), each row's own positions.
+        length: tokens up to the end of this pass.
+    """
+    if attention_mask is not None and attention_mask.dim() == 2:
+        padding = (attention_mask.cumsum(1) == 0).sum(1)
+    elif attention_mask is not None and position_ids is not None:
+        padding = length - 1 - position_ids[:, -1]
+    else:
+        return None
+    padding = padding.cpu()
+    return padding if bool(padding.any()) else None
+
+
+def check_retrieved(retrieved: Tensor | None, batch: int, closed: int, config: RetroConfig) -> None:
+    """Raise unless `retrieved` holds ids for the chunks that a pass completes."""
+    if retrieved is None:
+        return
+    if retrieved.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`retrieved` must hold token ids (int64), got {retrieved.dtype}.")
+    length = config.neighbour_length
+    wanted = f"(batch, chunks, neighbours, length) = ({batch}, {closed}, ..., at most `neighbour_length` {length})"
+    if retrieved.dim() != 4 or retrieved.shape[0] != batch:
+        raise ValueError(f"`retrieved` must be {wanted}, got {tuple(retrieved.shape)}.")
+    if retrieved.shape[1] != closed:
+        raise ValueError(
+            f"`retrieved` has {retrieved.shape[1]} chunks, the sequence has {closed} complete chunks of "
+            f"`chunk_size` {config.chunk_size} tokens."
+        )
+    if retrieved.shape[2] < 1 or length is None or not 1 <= retrieved.shape[3] <= length:
+        raise ValueError(f"`retrieved` must be {wanted}, got {tuple(retrieved.shape)}.")
+
+
+def _grid_without_cache(
+    chunk_size: int, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+) -> ChunkGrid:
+    new = input_ids.shape[1]
+    if attention_mask is None and position_ids is not None:
+        if bool((position_ids[:, 1:] == 0).any()):
+            return PackedChunkGrid(position_ids.expand(input_ids.shape[0], -1), chunk_size)
+        return ChunkGrid(0, new, chunk_size)
+    chunk = OpenChunk(chunk_size)
+    chunk.padding = leading_padding(attention_mask, position_ids, new)
+    return chunk.grid(new)

@@ -1,0 +1,51 @@
+"""Self-attention with rotary positions, of the decoder (causal, with a cache) and of the encoder (bidirectional)."""
+
+from torch import Tensor, nn
+from transformers import Cache
+
+from ...configuration.configuration_retro import RetroConfig
+from .attention_weights import make_attention
+from .partial_rotary import Rotary, rotate
+from .projections import HeadProjection, OutputProjection
+
+
+class CausalSelfAttention(nn.Module):
+    """Queries, keys and values by one product; keys and values go through the cache."""
+
+    def __init__(self, config: RetroConfig, layer_idx: int) -> None:
+        super().__init__()
+        assert config.num_key_value_heads is not None and config.head_dim is not None
+        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        self.layer_idx = layer_idx
+        self.query_key_value = HeadProjection(config.hidden_size, (heads, shared, shared), config.head_dim)
+        self.attention = make_attention(config, config.attention_dropout, is_causal=True)
+        self.output = OutputProjection(heads * config.head_dim, config.hidden_size)
+
+    def forward(self, rows: Tensor, table: Rotary, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """(batch, new, hidden_size) to the same; `mask` as transformers makes it for the implementation in use."""
+        query, key, value = self.query_key_value(rows)
+        query, key = rotate(query, table), rotate(key, table)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        attended, _ = self.attention(query, key, value, mask)
+        return self.output(attended)
+
+
+class NeighbourSelfAttention(nn.Module):
+    """Every token of a neighbour attends to all of its tokens."""
+
+    def __init__(self, config: RetroConfig) -> None:
+        super().__init__()
+        assert config.num_key_value_heads is not None and config.head_dim is not None
+        assert config.encoder_hidden_size is not None
+        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        width = config.encoder_hidden_size
+        self.query_key_value = HeadProjection(width, (heads, shared, shared), config.head_dim)
+        self.attention = make_attention(config, config.encoder_attention_dropout, is_causal=False)
+        self.output = OutputProjection(heads * config.head_dim, width)
+
+    def forward(self, rows: Tensor, table: Rotary, visible: Tensor | None) -> Tensor:
+        """(all neighbours, length, width) to the same; `visible` is (all neighbours, 1, 1, length) bool or None."""
+        query, key, value = self.query_key_value(rows)
+        attended, _ = self.attention(rotate(query, table), rotate(key, table), value, visible)
+        return self.output(attended)
