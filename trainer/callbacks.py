@@ -40,15 +40,9 @@ class LossCurve(TrainerCallback):
             kept = [line for line in read_json_lines(path) if 0 < line.get("step", 0) <= state.global_step]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Append one line in one write, so that a kill leaves no half of it."""
+        logs: dict[str, Any] | None = kwargs.get("logs")
         if state.is_world_process_zero and logs is not None:
             append_json_line(output_folder(args) / METRICS_FILE, {"step": state.global_step, **logs})
 
@@ -98,16 +92,10 @@ class Throughput(TrainerCallback):
             self.seconds += time.perf_counter() - self.started
             self.started = None
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add `tokens_per_second` since the last training log and `peak_memory_bytes` of this process."""
-        if logs is None or "loss" not in logs:
+        logs: dict[str, Any] = kwargs.get("logs") or {}
+        if "loss" not in logs:
             return
         tokens = state.num_input_tokens_seen - self.tokens_before
         if tokens > 0 and self.seconds > 0:
@@ -178,7 +166,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def draw_losses(log_history: Iterable[dict[str, Any]], best_step: int | None, path: Path) -> None:
     """Draw training loss, each view's evaluation loss and the learning rate over steps; the best step is marked."""
-    curves = _curves(log_history)
+    curves = loss_curves(log_history)
     if not curves:
         return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -204,13 +192,18 @@ def draw_losses(log_history: Iterable[dict[str, Any]], best_step: int | None, pa
         canvas.print_png(file)
 
 
-def _curves(log_history: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Name of a curve -> its (step, value) points, in the order in which they were logged."""
+def loss_curves(log_history: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Name of a curve -> its (step, value) points, in the order in which they were logged.
+
+    A second value at one step is the final evaluation, which may have read more rows: a curve of its own.
+    """
     curves: dict[str, list[tuple[int, float]]] = {}
     for entry in log_history:
         for key, value in entry.items():
             is_loss = key == "loss" or (key.startswith("eval_") and key.endswith("_loss")) or key == "eval_loss"
             if is_loss or key == "learning_rate":
                 name = {"loss": "train", "learning_rate": key}.get(key, key.removesuffix("_loss").replace("_", " "))
+                if name in curves and curves[name][-1][0] == entry["step"]:
+                    name += ", final"
                 curves.setdefault(name, []).append((entry["step"], value))
     return curves

@@ -9,6 +9,7 @@ from graft.trainer.callbacks import (
     Throughput,
     append_json_line,
     draw_losses,
+    loss_curves,
     read_json_lines,
 )
 
@@ -74,3 +75,10 @@ def test_losses_are_drawn_without_a_display(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     draw_losses([], None, tmp_path / "nothing.png")
     assert not (tmp_path / "nothing.png").exists()
+
+
+def test_a_final_evaluation_at_the_last_step_stands_beside_the_curve_of_those_while_training():
+    history = [{"step": step, "loss": 2 / step, "eval_full_loss": 3 / step} for step in (1, 2)]
+    history.append({"step": 2, "eval_full_loss": 4.0})  # of all rows
+    curves = loss_curves(history)
+    assert curves == {"train": [(1, 2.0), (2, 1.0)], "eval full": [(1, 3.0), (2, 1.5)], "eval full, final": [(2, 4.0)]}
