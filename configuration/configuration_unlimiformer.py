@@ -103,6 +103,14 @@ class _HoldsUnlimiformerConfig:
         # transformers sets what `from_pretrained` is given after the config was made, so this is where it is checked.
         super().__setattr__(name, _read_options(value) if name == "unlimiformer_config" else value)
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As of any config; a stock checkpoint of the model ours extends is no stranger, so it causes no warning."""
+        found, unused = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
+        if found.get("model_type") in [vars(base).get("model_type") for base in cls.__mro__]:
+            found["model_type"] = cls.model_type  # type: ignore[attr-defined]
+        return found, unused
+
     def to_dict(self) -> dict[str, Any]:
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         if hasattr(output.get("unlimiformer_config"), "to_dict"):

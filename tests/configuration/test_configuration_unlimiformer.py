@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import logging
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BartConfig, LlamaConfig
+from transformers import BartConfig, LlamaConfig, MistralConfig
 
 from graft.configuration.configuration_unlimiformer import (
     UnlimiformerBartConfig,
@@ -158,6 +159,23 @@ def test_options_given_while_loading_join_a_stock_config(holder, stock, tmp_path
     assert loaded.vocab_size == 77
     assert loaded.unlimiformer_config == UnlimiformerConfig(keys_per_query=7)
     assert loaded.model_type == holder.model_type
+
+
+@pytest.mark.parametrize(
+    ("holder", "other", "warns"),
+    [
+        (UnlimiformerBartConfig, BartConfig, False),
+        (UnlimiformerLlamaConfig, LlamaConfig, False),
+        (UnlimiformerLlamaConfig, MistralConfig, True),
+    ],
+)
+def test_a_checkpoint_of_the_stock_model_causes_no_warning_unlike_a_strangers(
+    holder, other, warns, tmp_path, caplog, monkeypatch
+):
+    other().save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    holder.from_pretrained(tmp_path)
+    assert ("You are using a model of type" in caplog.text) == warns
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
