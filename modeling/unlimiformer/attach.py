@@ -24,6 +24,8 @@ ENCODER_DECODERS = (
     "pegasus",
     "graft_unlimiformer_bart",
 )
+Documents = tuple[Tensor, Tensor | None]
+"""Ids (documents, longest), padded on either side, and their mask or None."""
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "graft_unlimiformer_llama")
 
 
@@ -40,6 +42,7 @@ def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tup
             "`model.get_base_model()`."
         )
     family = model.config.model_type
+    step: AttentionStep
     if family in ENCODER_DECODERS and hasattr(model, "lm_head"):
         attentions = [layer.encoder_attn for layer in model.get_decoder().layers]
         heads, step = model.config.decoder_attention_heads, cross_attend_to_memory
@@ -139,7 +142,7 @@ class Unlimited(Attachment):
             RuntimeError: the attachment was removed.
         """
         self.check_attached()
-        return remember(self.model, self.attentions, self.config, (input_ids, attention_mask), progress)
+        return remember(self.model, self.config, (input_ids, attention_mask), progress)
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False, **options: Any
@@ -155,15 +158,25 @@ class Unlimited(Attachment):
         self.check_attached()
         if self.model.config.is_encoder_decoder:
             memory = self.remember(input_ids, attention_mask, progress)
-            return self.model.generate(**memory.inputs(), **options)  # type: ignore[operator]
-        return self.model.generate(**self.split(input_ids, attention_mask, progress), **options)  # type: ignore[operator]
+            inputs = memory.inputs(max_new_tokens=new_tokens(self.model, options))
+        else:
+            inputs = self.split(input_ids, attention_mask, progress, new_tokens(self.model, options))
+        return self.model.generate(**inputs, **options)  # type: ignore[operator]
 
-    def split(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> dict[str, Any]:
+    def split(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        progress: bool = False,
+        max_new_tokens: int = 0,
+    ) -> dict[str, Any]:
         """Inputs for a decoder: the last `local_tokens` of each row, behind a memory of all before them."""
         self.check_attached()
         documents = (input_ids, attention_mask)
-        memory, local, mask = split_documents(self.model, self.attentions, self.config, documents, progress)
-        return {"input_ids": local, "attention_mask": mask} if memory is None else memory.inputs(local, mask)
+        memory, local, mask = split_documents(self.model, self.config, documents, progress)
+        if memory is None:
+            return {"input_ids": local, "attention_mask": mask}
+        return memory.inputs(local, mask, max_new_tokens=max_new_tokens)
 
     def record(self) -> AbstractContextManager[AttentionReport]:
         """Give one report to every cache this thread makes inside the `with`."""
@@ -171,18 +184,20 @@ class Unlimited(Attachment):
         return recording()
 
 
+def new_tokens(model: PreTrainedModel, options: dict[str, Any]) -> int:
+    """The `max_new_tokens` that `model.generate(**options)` will go by, 0 if it goes by another limit."""
+    generation = options.get("generation_config") or model.generation_config
+    return options.get("max_new_tokens", generation.max_new_tokens) or 0
+
+
 def remember(
-    model: PreTrainedModel,
-    attentions: list[nn.Module],
-    config: UnlimiformerConfig,
-    documents: tuple[Tensor, Tensor | None],
-    progress: bool = False,
+    model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool = False
 ) -> Memory:
-    """Read documents, (input_ids, attention_mask), with a model whose `attentions` are served."""
+    """Read documents with a model whose attention is served."""
     window = resolve_window(model, config)
     real = real_tokens(*documents, model.config.vocab_size)
     if model.config.is_encoder_decoder:
-        return remember_encoded(model, attentions, config, window, real, progress)
+        return remember_encoded(model, memory_attentions(model, config)[0], config, window, real, progress)
     trained = model.config.max_position_embeddings
     if config.positions == "true" and int(real[1].max()) > trained and not has_scaled_positions(model.config):
         raise ValueError(
@@ -193,11 +208,7 @@ def remember(
 
 
 def split_documents(
-    model: PreTrainedModel,
-    attentions: list[nn.Module],
-    config: UnlimiformerConfig,
-    documents: tuple[Tensor, Tensor | None],
-    progress: bool = False,
+    model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool = False
 ) -> tuple[Memory | None, Tensor, Tensor]:
     """Split each row of a decoder's input into a memory and the last `local_tokens`.
 
@@ -226,7 +237,7 @@ def split_documents(
         )
     longest = int(before.max())
     kept = (torch.arange(longest) < before[:, None]).to(device, torch.long)
-    return remember(model, attentions, config, (ids[:, :longest], kept), progress), question, mask
+    return remember(model, config, (ids[:, :longest], kept), progress), question, mask
 
 
 def unlimiform(model: PreTrainedModel, config: UnlimiformerConfig | None = None) -> Unlimited:

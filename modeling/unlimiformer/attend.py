@@ -72,20 +72,17 @@ def cross_attend_to_memory(
     proceed: AttentionFunction,
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
+    *encoder: Any,
     graft_memory: OfferedMemory | None = None,
     **kwargs: Any,
 ) -> AttentionOutput:
-    """Cross-attention over the memory in place of the encoder's output.
+    """Cross-attention over the memory in place of `encoder`, the key, value and mask of the encoder's output.
 
     Returns:
         (batch, target, heads, head_dim) in the dtype of `query`, and weights only where the stock attention gave them.
     """
     if graft_memory is None:
-        return proceed(module, query, key, value, attention_mask, **kwargs)
+        return proceed(module, query, *encoder, **kwargs)
     memory = graft_memory.layer.memory
     if memory is None:
         raise RuntimeError("a cross-attention layer of a memory's cache holds no memory.")

@@ -29,5 +29,4 @@ class BuiltInMemory(SavesItsCode, _Model):
     def remember(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> Memory:
         """Read documents (documents, longest) of any length once; any number of questions may be asked of them."""
         options = self.config.unlimiformer_config
-        attentions, _ = memory_attentions(self, options)
-        return remember(self, attentions, options, (input_ids, attention_mask), progress)
+        return remember(self, options, (input_ids, attention_mask), progress)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ class Memory:
         fingerprint: of the weights that made it.
         input_ids: (documents, longest), right-padded.
         lengths: (documents,), real tokens of each document, on the CPU.
+        documents: the stored document that each row of a batch asks.
         hidden: (documents, longest, hidden_size), the encoder's output, or None.
         keys, values: of each layer that holds some, (documents, key_value_heads, longest, head_dim).
         window_keys, window_values: what layers, heads or steps that read only the first window see of it.
-        documents: the stored document that each row of a batch asks.
     """
 
     config: UnlimiformerConfig
@@ -49,12 +49,12 @@ class Memory:
     fingerprint: str
     input_ids: Tensor
     lengths: Tensor
-    hidden: Tensor | None
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-    window_keys: dict[int, Tensor]
-    window_values: dict[int, Tensor]
     documents: tuple[int, ...]
+    hidden: Tensor | None = None
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    window_keys: dict[int, Tensor] = field(default_factory=dict)
+    window_values: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -131,6 +131,7 @@ class Memory:
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         record: AttentionReport | None = None,
+        max_new_tokens: int = 0,
     ) -> dict[str, Any]:
         """What to give to `model(...)` or `model.generate(...)` so that it reads this memory; make it anew each time.
 
@@ -138,15 +139,17 @@ class Memory:
             question_ids: (len(self), target); needed by a decoder, optional decoder prompt of an encoder-decoder.
             question_mask: like `question_ids`, 1 for real tokens; padding may stand on either side.
             record: filled with what is read; by default the report of the `record()` around this call, if any.
+            max_new_tokens: tokens to be generated behind it, if it is to be checked that the model can place them.
 
         Raises:
-            ValueError: as many questions as documents are needed, within the model's positions.
+            ValueError: as many questions as documents are needed, within the model's positions with their answers.
         """
         record = record or current_report()
         if record is not None:
             record.begin(self.input_ids, self.lengths)
         if question_ids is not None:
             self._check_question(question_ids, question_mask)
+        self._check_room(1 if question_ids is None else question_ids.shape[1], max_new_tokens)
         if self.is_encoder_decoder:
             return self._cross_inputs(question_ids, question_mask, record)
         if question_ids is None:
@@ -163,6 +166,20 @@ class Memory:
             raise ValueError(
                 f"`question_mask` must have the shape of `question_ids`, {tuple(question_ids.shape)}, got "
                 f"{tuple(question_mask.shape)}."
+            )
+
+    def _check_room(self, question: int, new: int) -> None:
+        taken = 0 if self.is_encoder_decoder else max(map(self.positions_taken, self.documents))
+        room = self.model_config.max_position_embeddings
+        grows = has_scaled_positions(self.model_config) or self.model_config.model_type == "m2m_100"
+        # The last new token is never placed; `generate` may begin a decoder's prompt with a token of its own.
+        placed = question + max(new - 1, 0) + (self.is_encoder_decoder and question > 1 and new > 0)
+        if taken + placed > room and not grows:
+            prompt = "the decoder's prompt" if self.is_encoder_decoder else "`question_ids`"
+            asked = f"{prompt} has {question} tokens" + (f" and `max_new_tokens` is {new}" if new else "")
+            raise ValueError(
+                f"{asked} after {taken} positions of memory, and the model was trained on {room}: ask for less"
+                + (", or set a smaller `window`." if taken else ".")
             )
 
     def _layer_memory(self, layer: int, first: int, last: int) -> LayerMemory | None:
@@ -224,12 +241,6 @@ class Memory:
         first, last = layer_range(self.config, count)
         taken = torch.tensor([self.positions_taken(document) for document in self.documents])
         shift = int(taken.max())
-        room = self.model_config.max_position_embeddings
-        if shift + question_ids.shape[1] > room and not has_scaled_positions(self.model_config):
-            raise ValueError(
-                f"`question_ids` has {question_ids.shape[1]} tokens after {shift} positions of memory, and the model "
-                f"was trained on {room}: ask less, or set a smaller `window`."
-            )
         rows = DocumentRows(self.documents, len(self.lengths))
         cache = DynamicCache(config=self.model_config)
         cache.layers = [
@@ -316,11 +327,6 @@ class Memory:
             description["fingerprint"],
             named.pop("input_ids"),
             named.pop("lengths"),
-            None,
-            {},
-            {},
-            {},
-            {},
             tuple(description["documents"]),
         )
         return empty._with_tensors(named)

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from ...configuration.configuration_unlimiformer import UnlimiformerBartConfig
 from ..transformers_compat import cache_of, take_cache, without_cache
-from .attach import resolve_window
+from .attach import new_tokens, resolve_window
 from .built_in_memory import BuiltInMemory
 from .memory import Memory
 from .remember import first_window
@@ -71,7 +71,7 @@ class UnlimiformerBart(BuiltInMemory, BartForConditionalGeneration):
             memory = self.remember(input_ids, kwargs.pop("attention_mask", None))
         if memory is None:
             return super().generate(input_ids, **kwargs)
-        given = memory.inputs()
+        given = memory.inputs(max_new_tokens=new_tokens(self, kwargs))
         if kwargs.get("use_cache") is False:  # each step then makes a fresh cache from the memory
             given = {"encoder_outputs": given["encoder_outputs"], "attention_mask": given["attention_mask"]}
             return super().generate(memory=memory, **given, **kwargs)

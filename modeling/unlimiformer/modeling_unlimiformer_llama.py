@@ -9,7 +9,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...configuration.configuration_unlimiformer import UnlimiformerLlamaConfig
 from ..transformers_compat import cache_of, without_cache
-from .attach import memory_attentions, split_documents
+from .attach import new_tokens, split_documents
 from .built_in_memory import BuiltInMemory
 from .memory import Memory
 
@@ -33,9 +33,7 @@ class UnlimiformerLlamaForCausalLM(BuiltInMemory, LlamaForCausalLM):
         Returns:
             The memory, the local tokens (batch, at most local_tokens), left-padded, and their mask.
         """
-        options = self.config.unlimiformer_config
-        attentions, _ = memory_attentions(self, options)
-        return split_documents(self, attentions, options, (input_ids, attention_mask), progress)
+        return split_documents(self, self.config.unlimiformer_config, (input_ids, attention_mask), progress)
 
     def forward(
         self,
@@ -111,10 +109,11 @@ class UnlimiformerLlamaForCausalLM(BuiltInMemory, LlamaForCausalLM):
         if memory is None or question is None:
             return super().generate(input_ids, **kwargs)
         kwargs.pop("attention_mask", None)
+        given = memory.inputs(question, mask, max_new_tokens=new_tokens(self, kwargs))
         if kwargs.get("use_cache") is False:  # each step then makes a fresh cache from the memory
             generated = super().generate(question, attention_mask=mask, memory=memory, **kwargs)
         else:
-            generated = super().generate(**memory.inputs(question, mask), **kwargs)
+            generated = super().generate(**given, **kwargs)
         return _with_whole_input(generated, input_ids, question.shape[1])
 
 

@@ -203,20 +203,8 @@ def remember_encoded(
             window_keys[layer], window_values[layer] = map(
                 Tensor.contiguous, cross_projections(attention, first_window)
             )
-    return Memory(
-        config,
-        model.config,
-        window,
-        model_fingerprint(model),
-        ids,
-        lengths,
-        None if keeps_keys else states,
-        keys,
-        values,
-        window_keys,
-        window_values,
-        tuple(range(count)),
-    )
+    hidden = None if keeps_keys else states
+    return _memory(model, config, window, (ids, lengths), hidden, keys, values, window_keys, window_values)
 
 
 @torch.no_grad()
@@ -256,17 +244,12 @@ def remember_decoded(
                 moved = rotate(new_keys[row, :, reading.kept], offsets, frequencies)
                 keys[layer][reading.document, :, reading.place] = moved.to(dtype)
                 values[layer][reading.document, :, reading.place] = new_values[row, :, reading.kept].to(dtype)
-    return Memory(
-        config,
-        model.config,
-        window,
-        model_fingerprint(model),
-        ids,
-        lengths,
-        None,
-        keys,
-        values,
-        {},
-        {},
-        tuple(range(count)),
-    )
+    return _memory(model, config, window, (ids, lengths), None, keys, values)
+
+
+def _memory(
+    model: PreTrainedModel, config: UnlimiformerConfig, window: int, documents: tuple[Tensor, Tensor], *stored: Any
+) -> Memory:
+    """A memory whose rows ask the documents in order; `stored` as the last fields of Memory."""
+    rows = tuple(range(len(documents[1])))
+    return Memory(config, model.config, window, model_fingerprint(model), *documents, rows, *stored)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
@@ -304,6 +305,36 @@ def test_a_question_longer_than_the_room_behind_the_memory_is_refused_with_the_r
         ValueError, match=rf"`question_ids` has {room + 1} tokens after {WINDOW} positions.*128.*`window`"
     ):
         memory.inputs(tiny.ids(3, room + 1))
+
+
+@pytest.mark.parametrize(("rule", "room"), [("llama", 128 - WINDOW - 5), ("bart hidden", 64 - 6)])
+def test_more_new_tokens_than_the_model_has_positions_for_are_refused_before_any_is_made(tiny, rule, room):
+    model, memory = remember(tiny, rule)
+    question = tiny.ids(3, 5)
+    allowed = {"max_new_tokens": room + 1, "min_new_tokens": room + 1}  # the last token is never placed
+    made = model.generate(**memory.inputs(question, max_new_tokens=room + 1), **allowed)
+    assert made.shape[1] == (5 if rule == "llama" else 6) + room + 1  # BART begins with a token of its own
+    with pytest.raises(ValueError, match=rf"has 5 tokens and `max_new_tokens` is {room + 2} after .* trained on"):
+        memory.inputs(question, max_new_tokens=room + 2)
+
+
+@pytest.mark.parametrize(("family", "room"), [("bart", 64), ("marian", 64), ("llama", 128 - WINDOW - 8 + 1)])
+@pytest.mark.parametrize("said", ["option", "generation config", "model"])
+def test_generate_refuses_more_new_tokens_than_the_model_has_positions_for(tiny, family, room, said):
+    model = tiny.model(family)
+    with unlimiform(model, UnlimiformerConfig(window=WINDOW, local_tokens=8)) as handle:
+        options = {"max_new_tokens": room + 1}
+        if said == "generation config":
+            options = {"generation_config": GenerationConfig(**options)}
+        elif said == "model":
+            model.generation_config.max_new_tokens, options = room + 1, {}
+        with pytest.raises(ValueError, match=f"`max_new_tokens` is {room + 1} after"):
+            handle.generate(tiny.ids(1, LENGTH), **options)
+
+
+def test_positions_that_grow_as_needed_limit_no_answer(tiny):
+    with unlimiform(tiny.model("m2m_100"), UnlimiformerConfig(window=WINDOW)) as handle:
+        assert handle.generate(tiny.ids(1, LENGTH), max_new_tokens=70, min_new_tokens=70).shape == (1, 71)
 
 
 def test_the_room_of_a_model_with_scaled_rotary_positions_is_not_limited(tiny):

@@ -318,3 +318,10 @@ def test_the_trainer_trains_on_windows_and_predicts_with_memory(tiny, tmp_path):
         labels = torch.stack([row["labels"] for row in rows])
         losses = [model(input_ids=ids[pair], labels=labels[pair]).loss for pair in (slice(0, 2), slice(2, 4))]
     assert abs(prediction.metrics["test_loss"] - float(sum(losses) / 2)) < 1e-4
+
+
+def test_more_new_tokens_than_positions_are_refused_before_any_is_made(tiny):
+    _, model = permanent(tiny)
+    room = 64
+    with pytest.raises(ValueError, match=f"`max_new_tokens` is {room + 1} after"):
+        model.generate(tiny.ids(2, LENGTH), max_new_tokens=room + 1)

@@ -312,3 +312,10 @@ def test_embeddings_of_ones_own_are_read_as_a_stock_llama_reads_them(tiny):
 def test_a_second_memory_on_a_permanent_class_is_refused(tiny):
     with pytest.raises(RuntimeError, match="has a memory already"):
         unlimiform(permanent(tiny)[1], UnlimiformerConfig(**OPTIONS))
+
+
+def test_more_new_tokens_than_positions_are_refused_before_any_is_made(tiny):
+    _, model = permanent(tiny)
+    room = 128 - WINDOW - LOCAL + 1
+    with pytest.raises(ValueError, match=f"`max_new_tokens` is {room + 1} after"):
+        model.generate(tiny.ids(2, LENGTH), max_new_tokens=room + 1)
