@@ -1,0 +1,1 @@
+"""From text to neighbours, on disk: chunks, embeddings, neighbours and packed sequences, each stage resumable."""

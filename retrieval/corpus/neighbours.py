@@ -1,0 +1,140 @@
+"""Stage neighbours: the chunks of other documents that lie nearest to each chunk."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .corpus import Corpus
+from .manifest import CorpusError, fingerprint
+from .neighbour_search import exact_neighbours
+from .stage import run_shards
+from .threads import default_workers
+
+logger = logging.getLogger(__name__)
+
+LARGEST_DISTANCE = float(np.finfo(np.float16).max)
+
+
+def find_neighbours(
+    folder: str | Path,
+    num_neighbours: int = 4,
+    database: Corpus | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Corpus:
+    """Store the nearest chunks of each chunk, nearest first; go on where an interrupted run stopped.
+
+    Args:
+        folder: of an embedded corpus.
+        num_neighbours: to store; some more than training will use let it change or drop some later.
+        database: where to look; by default the corpus itself, without the chunk's own document.
+        workers: threads; by default the cores. Their number changes no byte.
+        overwrite: search again.
+
+    Raises:
+        ValueError: no other document has chunks, the embedders of the two corpora differ, or settings differ from
+            the recorded ones.
+        CorpusError: the corpus is damaged or not embedded.
+    """
+    if num_neighbours < 1:
+        raise ValueError(f"`num_neighbours` must be at least 1, got {num_neighbours}.")
+    corpus = Corpus(folder)
+    corpus.manifest.require("embed")
+    settings: dict[str, Any] = {"num_neighbours": num_neighbours, "index": "exact", "database": None}
+    if database is not None:
+        _same_embedder(corpus, database)
+        settings["database"] = {"name": str(database.folder), **database_identity(database)}
+    else:
+        _warn_of_few(corpus, num_neighbours)
+    compute = partial(neighbours_of_shard, k=num_neighbours, database=database, workers=workers or default_workers())
+    return run_shards(folder, "neighbours", settings, compute, num_neighbours * (4 + 2), overwrite)
+
+
+def neighbours_of_shard(
+    corpus: Corpus, start: int, end: int, k: int, database: Corpus | None = None, workers: int = 1
+) -> dict[str, np.ndarray]:
+    """Ids (end - start, k) and distances of chunks start ... end - 1, under the suffixes of their files."""
+    queries = corpus.embeddings.between(start, end)
+    source = database or corpus
+    exclude = None
+    if database is None:
+        own = corpus.document_of(np.arange(start, end))
+        exclude = np.stack([corpus.documents[own], corpus.documents[own + 1]], 1)
+    ids, distances = exact_neighbours(queries, source.embeddings, k, exclude, workers=workers)
+    dtype = np.int32 if source.num_chunks < 2**31 else np.int64
+    finite = np.isfinite(distances)
+    distances[finite] = distances[finite].clip(max=LARGEST_DISTANCE)
+    return {".ids.npy": ids.astype(dtype), ".distances.npy": distances.astype(np.float16)}
+
+
+def database_identity(database: Corpus) -> dict[str, str]:
+    """What tells one retrieval corpus from another: a hash over the hashes of its tokens and embeddings."""
+    files = database.manifest.files
+    hashes = {name: file["sha256"] for name, file in files.items() if file["stage"] in ("tokenize", "embed")}
+    return {"sha256": fingerprint(hashes)}
+
+
+def open_database(corpus: Corpus) -> Corpus:
+    """The corpus that a corpus's neighbours point into: itself, or the one recorded.
+
+    Raises:
+        CorpusError: the recorded one is gone, or is not what it was.
+    """
+    corpus.manifest.require("neighbours")
+    recorded = corpus.manifest.stages["neighbours"]["settings"]["database"]
+    if recorded is None:
+        return corpus
+    try:
+        database = Corpus(recorded["name"])
+    except FileNotFoundError as error:
+        raise CorpusError(f"the neighbours of {corpus.folder} lie in {recorded['name']}, which is gone.") from error
+    check_database(corpus, database)
+    return database
+
+
+def check_database(corpus: Corpus, database: Corpus) -> None:
+    """Raise CorpusError unless `database` is what the neighbours of `corpus` point into."""
+    recorded = corpus.manifest.stages["neighbours"]["settings"]["database"]
+    if recorded is None:
+        if database.folder.resolve() != corpus.folder.resolve():
+            raise CorpusError(f"the neighbours of {corpus.folder} lie in itself, not in {database.folder}.")
+    elif database_identity(database)["sha256"] != recorded["sha256"]:
+        raise CorpusError(
+            f"{database.folder} has changed since the neighbours of {corpus.folder} were found in it; "
+            "run stage 'neighbours' again with overwrite=True."
+        )
+
+
+def _same_embedder(corpus: Corpus, database: Corpus) -> None:
+    database.manifest.require("embed")
+    ours, theirs = (c.manifest.stages["embed"]["settings"] for c in (corpus, database))
+    if ours["embedder"]["sha256"] != theirs["embedder"]["sha256"] or ours["pooling"] != theirs["pooling"]:
+        raise ValueError(
+            f"`database` {database.folder} was embedded with {theirs['embedder']}, {corpus.folder} with "
+            f"{ours['embedder']}; embed one of them again."
+        )
+    if corpus.manifest.corpus["tokenizer"]["sha256"] != database.manifest.corpus["tokenizer"]["sha256"]:
+        raise ValueError(f"`database` {database.folder} and {corpus.folder} must have the same tokenizer.")
+    if corpus.chunk_size != database.chunk_size:
+        raise ValueError(
+            f"`database` {database.folder} has chunks of {database.chunk_size} tokens, {corpus.folder} of "
+            f"{corpus.chunk_size}."
+        )
+
+
+def _warn_of_few(corpus: Corpus, num_neighbours: int) -> None:
+    left = corpus.num_chunks - int(np.diff(corpus.documents).max())
+    if corpus.num_documents < 2:
+        raise ValueError(f"{corpus.folder} has one document, so no chunk of another could be found; give `database`.")
+    if left < num_neighbours:
+        warnings.warn(
+            f"outside its longest document {corpus.folder} has {left} chunks, fewer than `num_neighbours` "
+            f"{num_neighbours}: some rows end with -1.",
+            stacklevel=3,
+        )

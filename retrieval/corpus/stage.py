@@ -1,0 +1,117 @@
+"""What the stages share that work by shards: check what is there, do what is missing, note each shard as it ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .corpus import Corpus
+from .corpus_lock import corpus_lock
+from .disk_space import require_space
+from .manifest import STAGES, Manifest
+
+logger = logging.getLogger(__name__)
+
+ShardFunction = Callable[[Corpus, int, int], Mapping[str, np.ndarray]]
+"""(corpus, first chunk, end) to arrays by file suffix; the same call gives the same bytes, whoever makes it."""
+
+FOLDERS = {"embed": "embeddings", "neighbours": "neighbours"}
+
+
+def run_shards(
+    folder: str | Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    compute: ShardFunction,
+    chunk_bytes: int,
+    overwrite: bool = False,
+) -> Corpus:
+    """Run `compute` for each shard that the manifest does not list yet.
+
+    Args:
+        folder: of the corpus.
+        stage: "embed" or "neighbours".
+        settings: recorded; must equal those of a run begun before.
+        compute: makes the arrays of one shard.
+        chunk_bytes: that a chunk takes on disk, for the check of space.
+        overwrite: begin anew; what was made from the old result goes.
+
+    Raises:
+        ValueError: `settings` differ from the recorded ones.
+        OSError: the disk is too small.
+        TimeoutError: another process writes the corpus.
+    """
+    with corpus_lock(folder):
+        manifest = Manifest.read(folder)
+        corpus = Corpus(folder)
+        pending = begin_stage(manifest, stage, settings, overwrite) and _missing_shards(manifest, stage, corpus)
+        if not pending:
+            logger.info("%s: stage %s is complete already", folder, stage)
+        else:
+            require_space(folder, chunk_bytes * sum(end - start for _, start, end in pending))
+            _run_pending(manifest, corpus, stage, compute, pending)
+            corpus = Corpus(folder)
+        manifest.remove_leftovers()
+    return corpus
+
+
+def begin_stage(manifest: Manifest, stage: str, settings: Mapping[str, Any], overwrite: bool) -> bool:
+    """Check recorded settings against these, and note the stage as running; False if it is complete."""
+    if overwrite:
+        manifest.drop(stage)
+    there = manifest.stages.get(stage)
+    if there is None:
+        manifest.stages[stage] = {"status": "running", "settings": dict(settings)}
+        manifest.write()
+        manifest.remove_leftovers()
+        return True
+    for name, value in settings.items():
+        if _essence(there["settings"].get(name)) != _essence(value):
+            raise ValueError(
+                f"`{name}` is {value!r}, but stage {stage!r} of {manifest.folder} was run with "
+                f"{there['settings'].get(name)!r}; use that, or pass overwrite=True."
+            )
+    manifest.remove_leftovers()
+    return there["status"] != "complete"
+
+
+def _essence(value: Any) -> Any:
+    """What decides whether two settings are the same: of an embedder or a corpus, not what it is called."""
+    return {key: part for key, part in value.items() if key != "name"} if isinstance(value, dict) else value
+
+
+def complete_stage(manifest: Manifest, stage: str) -> None:
+    """Note the stage as complete."""
+    manifest.stages[stage]["status"] = "complete"
+    manifest.write()
+
+
+def _missing_shards(manifest: Manifest, stage: str, corpus: Corpus) -> list[tuple[int, int, int]]:
+    done = {name.split("/")[-1].split(".")[0] for name in manifest.files_of(stage)}
+    return [(n, start, end) for n, (start, end) in enumerate(corpus.shards) if f"{n:05d}" not in done]
+
+
+def _run_pending(
+    manifest: Manifest, corpus: Corpus, stage: str, compute: ShardFunction, pending: list[tuple[int, int, int]]
+) -> None:
+    done = corpus.num_chunks - sum(end - start for _, start, end in pending)
+    with tqdm(
+        desc=stage, total=corpus.num_chunks, initial=done, unit="chunk", unit_scale=True, disable=None
+    ) as progress:
+        for number, start, end in pending:
+            for suffix, array in compute(corpus, start, end).items():
+                manifest.store(stage, f"{FOLDERS[stage]}/{number:05d}{suffix}", array)
+            manifest.write()
+            progress.update(end - start)
+    complete_stage(manifest, stage)
+    logger.info("%s: stage %s is complete, %d chunks", manifest.folder, stage, corpus.num_chunks)
+
+
+def stages_so_far(manifest: Manifest) -> dict[str, str]:
+    """Each stage with what has become of it: "complete", "running" (or interrupted), or "not begun"."""
+    return {stage: manifest.stages.get(stage, {}).get("status", "not begun") for stage in STAGES}
