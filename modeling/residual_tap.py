@@ -78,8 +78,9 @@ def tappable_layers(model: PreTrainedModel) -> nn.ModuleList:
             f"`model` is a {type(model).__name__} (model_type {family!r}), {reason}. "
             f"Supported model types: {', '.join(sorted(PLACES))}."
         )
-    decoder = getattr(model, model.base_model_prefix, model)
-    return decoder.h if family == "gpt2" else decoder.layers
+    decoder: Any = getattr(model, model.base_model_prefix, model)
+    layers: nn.ModuleList = decoder.h if family == "gpt2" else decoder.layers
+    return layers
 
 
 class ResidualTap:

@@ -1,0 +1,156 @@
+"""What happens before each forward pass of a retro-fitted model: it is told what it will read.
+
+A pre-hook of the model takes `retrieved` out of its keywords, or asks the retriever that travels in the cache when a
+chunk is complete, and puts the pass's ForwardRetrieval into a keyword. Without either, the model is called as it was.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from ..attachment import Attachment
+from ..cache_layers import CacheLayerWrapper
+from ..residual_tap import tap_residual, tappable_layers
+from ..transformers_compat import CACHE_ARGUMENT, cache_of, take_cache
+from .retrieval_cache import OpenChunk, RetrievalCacheLayer, retrieval_layers
+from .retrieval_pass import begin_pass
+from .retriever import Retriever, retrieve_completed
+from .retrofit_adapter import KEYWORD, ForwardRetrieval, RetroFitAdapter
+
+
+class RetrieverLayer(CacheLayerWrapper):
+    """A cache layer that says whom a generation asks for neighbours."""
+
+    def __init__(self, inner: Any, retriever: Retriever) -> None:
+        super().__init__(inner)
+        self.retriever = retriever
+
+
+def wrappers_of(layer: Any) -> Iterator[CacheLayerWrapper]:
+    """The wrappers around a cache layer, from the outermost."""
+    while isinstance(layer, CacheLayerWrapper):
+        yield layer
+        layer = layer.inner
+
+
+def reads_neighbours(cache: Any) -> bool:
+    """Whether a cache has retrieval layers."""
+    layers = getattr(cache, "layers", ())
+    return any(isinstance(wrapper, RetrievalCacheLayer) for layer in layers for wrapper in wrappers_of(layer))
+
+
+def retriever_of(cache: Any) -> Retriever | None:
+    """Whom the generation of `cache` asks, if anyone."""
+    for layer in getattr(cache, "layers", ()):
+        for wrapper in wrappers_of(layer):
+            if isinstance(wrapper, RetrieverLayer):
+                return wrapper.retriever
+    return None
+
+
+def give_retrieval(cache: Cache, layers: Sequence[int], chunk_size: int) -> dict[int, RetrievalCacheLayer]:
+    """The retrieval layers of `cache`; a fresh one gets them, inside of what other wings put around its layers.
+
+    In there they count local tokens, not the positions that a memory takes.
+
+    Raises:
+        ValueError: the cache holds tokens that were not read with retrieval.
+    """
+    wrapped = bool(cache.layers) and all(isinstance(layer, CacheLayerWrapper) for layer in cache.layers)
+    if wrapped and not reads_neighbours(cache):
+        innermost = [list(wrappers_of(cache.layers[index]))[-1] for index in layers]
+        if held := max(wrapper.inner.get_seq_length() for wrapper in innermost):
+            raise ValueError(f"The cache holds {held} tokens that were not read with retrieval: give a fresh cache.")
+        chunk = OpenChunk(chunk_size)
+        for place, wrapper in enumerate(innermost):
+            wrapper.inner = RetrievalCacheLayer(wrapper.inner, chunk, is_first=place == 0)
+    return retrieval_layers(cache, layers, chunk_size)
+
+
+class RetrievalHook:
+    """The pre-hook of one model.
+
+    Args:
+        adapter: the new weights.
+        model: the decoder they are for.
+        is_active: whether the adapter is to be used now.
+    """
+
+    def __init__(self, adapter: RetroFitAdapter, model: PreTrainedModel, is_active: Callable[[], bool]) -> None:
+        self.adapter, self.is_active = adapter, is_active
+        self.names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+
+    def __call__(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return new arguments of the model, or None to leave them.
+
+        Raises:
+            TypeError, ValueError: `retrieved`, what the retriever returned, or the cache does not fit.
+        """
+        if not self.is_active():
+            return None
+        kwargs = dict(kwargs)
+        retrieved = kwargs.pop("retrieved", None)
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        if retrieved is None and not reads_neighbours(cache_of(given)):
+            return args, kwargs
+        if given.get("input_ids") is None:
+            raise ValueError("`input_ids` must be given to retrieve: chunks are made of tokens, not `inputs_embeds`.")
+        cache = self._cache(model, given, kwargs)
+        kwargs[KEYWORD] = self._begin(model, given, cache, retrieved)
+        return args, kwargs
+
+    def _begin(
+        self, model: PreTrainedModel, given: dict[str, Any], cache: Cache | None, retrieved: Tensor | None
+    ) -> ForwardRetrieval:
+        config, ids = self.adapter.config, given["input_ids"]
+        layers = None if cache is None else give_retrieval(cache, config.cross_attention_layers, config.chunk_size)
+        chunk = None if layers is None else next(iter(layers.values())).chunk
+        masks = _local_mask(given.get("attention_mask"), ids, chunk), given.get("position_ids")
+        retriever = retriever_of(cache)
+        if retrieved is None and retriever is not None:
+            retrieved = retrieve_completed(retriever, config, ids, masks, chunk)
+        reading = begin_pass(config, ids, masks, retrieved, layers)
+        if self.adapter.training != model.training:  # where the adapter is no part of the model
+            self.adapter.train(model.training)
+        return ForwardRetrieval(self.adapter, model.get_input_embeddings(), reading, layers)
+
+    def _cache(self, model: PreTrainedModel, given: dict[str, Any], kwargs: dict[str, Any]) -> Cache | None:
+        """The cache of this pass, made here if the model would make one; while training only if asked for.
+
+        A cache is of no use in training, and hides from the base that rows are packed.
+        """
+        wants = given.get("use_cache")
+        wants = bool(model.config.use_cache) and not model.training if wants is None else wants
+        first = tappable_layers(model)[self.adapter.config.cross_attention_layers[0]]
+        if first.gradient_checkpointing and model.training and torch.is_grad_enabled():
+            wants = False  # computing a layer again would complete chunks again
+        cache: Cache | None = cache_of(given)
+        if not wants or cache is not None:
+            if not wants and given.get("use_cache") is None:
+                kwargs["use_cache"] = False
+            return cache if wants else None
+        take_cache(kwargs)
+        kwargs[CACHE_ARGUMENT] = DynamicCache(config=model.config)
+        return kwargs[CACHE_ARGUMENT]
+
+
+def _local_mask(mask: Tensor | None, ids: Tensor, chunk: OpenChunk | None) -> Tensor | None:
+    """The columns of a mask that stand for tokens, without those of a memory in front of them."""
+    if mask is None or mask.dim() != 2:
+        return mask
+    return mask[:, mask.shape[1] - ids.shape[1] - (0 if chunk is None else chunk.past) :]
+
+
+def install_retrieval(
+    attachment: Attachment, model: PreTrainedModel, adapter: RetroFitAdapter, is_active: Callable[[], bool]
+) -> None:
+    """Let `model` read neighbours with `adapter` until `attachment` is removed."""
+    for index in adapter.config.cross_attention_layers:
+        tap_residual(attachment, model, index, adapter.update(index))
+    attachment.before(model, RetrievalHook(adapter, model, is_active))
