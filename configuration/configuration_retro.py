@@ -101,7 +101,7 @@ class RetroConfig(PreTrainedConfig):
     retriever: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        _refuse_misspelt(kwargs, [field.name for field in fields(self)])  # type: ignore[arg-type]
+        _refuse_misspelt(kwargs, [field.name for field in fields(self)])
         self.cross_attention_layers = list(self.cross_attention_layers)
         if self.head_dim is None and self.num_attention_heads > 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
@@ -122,6 +122,28 @@ class RetroConfig(PreTrainedConfig):
             self.rotary_dim = self.head_dim
         super().__post_init__(**kwargs)
 
+    # The fields above may be given as None; from here on they are numbers.
+
+    @property
+    def head_sizes(self) -> tuple[int, int, int]:
+        """Heads, key/value heads, and dimensions of each."""
+        return self.num_attention_heads, int(self.num_key_value_heads or 0), int(self.head_dim or 0)
+
+    @property
+    def encoder_width(self) -> int:
+        """Width of encoder and embedding."""
+        return int(self.encoder_hidden_size or 0)
+
+    @property
+    def rotary_width(self) -> int:
+        """Dimensions of each head that are rotated."""
+        return int(self.rotary_dim or 0)
+
+    @property
+    def longest_neighbour(self) -> int:
+        """Most tokens of a neighbour, r."""
+        return int(self.neighbour_length or 0)
+
     def validate_sizes(self) -> None:
         """Refuse sizes that make no model; the message names the field, its value and what is allowed."""
         for name in _COUNTS:
@@ -130,10 +152,10 @@ class RetroConfig(PreTrainedConfig):
         for name in _SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        heads, shared = self.num_attention_heads, self.num_key_value_heads
-        if shared is None or heads % shared:
+        heads, shared, _ = self.head_sizes
+        if heads % shared:
             raise ValueError(f"`num_key_value_heads` must divide `num_attention_heads` {heads}, got {shared}.")
-        if self.rotary_dim is None or self.head_dim is None or self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+        if self.rotary_width % 2 or self.rotary_width > self.head_sizes[2]:
             raise ValueError(
                 f"`rotary_dim` must be even and at most `head_dim` {self.head_dim}, got {self.rotary_dim}."
             )

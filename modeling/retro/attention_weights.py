@@ -48,16 +48,16 @@ def eager_attention(
 
 
 class SoftmaxAttention(nn.Module):
-    """softmax(q k^T / sqrt(head_dim)) v by the implementation that the config names: sdpa, eager or a registered one."""
+    """softmax(q k^T / sqrt(head_dim)) v by the implementation that the config names: sdpa, eager or registered."""
 
     def __init__(self, config: RetroConfig, dropout: float, is_causal: bool) -> None:
         super().__init__()
-        assert config.head_dim is not None and config.num_key_value_heads is not None
         self.config = config
         self.dropout = dropout
         self.is_causal = is_causal
-        self.scaling = config.head_dim**-0.5
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        heads, shared, head_dim = config.head_sizes
+        self.scaling = head_dim**-0.5
+        self.num_key_value_groups = heads // shared
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Attend.
@@ -87,11 +87,11 @@ class RectifiedAttention(nn.Module):
 
     def __init__(self, config: RetroConfig, dropout: float, is_causal: bool) -> None:
         super().__init__()
-        assert config.head_dim is not None
         self.is_causal = is_causal
-        self.scaling = config.head_dim**-0.5
+        heads, _, head_dim = config.head_sizes
+        self.scaling = head_dim**-0.5
         self.dropout = nn.Dropout(dropout)
-        self.norm = GatedRMSNorm(config.num_attention_heads * config.head_dim, config.norm_eps)
+        self.norm = GatedRMSNorm(heads * head_dim, config.norm_eps)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """As SoftmaxAttention."""

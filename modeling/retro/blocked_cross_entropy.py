@@ -15,7 +15,7 @@ IGNORED = -100
 
 class _BlockedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, block: int
     ) -> Tensor:
         needs = context.needs_input_grad
@@ -42,7 +42,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(context: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, upstream: Tensor) -> Any:
         scaled = (None if grad is None else grad * upstream.to(grad.dtype) for grad in context.saved_tensors)
         return (*scaled, None, None)
 

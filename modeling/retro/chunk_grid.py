@@ -21,9 +21,6 @@ class ChunkGrid:
         chunk_size: m.
     """
 
-    reads: Tensor | None = None
-    """(batch, new) bool, which tokens read neighbours at all; None if only `group` and `ungroup` decide."""
-
     def __init__(self, past: int, new: int, chunk_size: int) -> None:
         self.past, self.new, self.chunk_size = past, new, chunk_size
         self.open = past % chunk_size

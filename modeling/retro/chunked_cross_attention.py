@@ -25,8 +25,7 @@ class ChunkedCrossAttention(nn.Module):
 
     def __init__(self, config: RetroConfig) -> None:
         super().__init__()
-        assert config.num_key_value_heads is not None and config.head_dim is not None
-        heads, shared, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        heads, shared, head_dim = config.head_sizes
         self.query = HeadProjection(config.hidden_size, (heads,), head_dim)
         self.key_value = HeadProjection(config.hidden_size, (shared, shared), head_dim)
         self.null_key = nn.Parameter(torch.zeros(shared, head_dim))

@@ -17,16 +17,16 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ...configuration.configuration_retro import RetroConfig
 from ..remote_code import SavesItsCode
-from ..transformers_compat import cache_argument, cache_of, take_cache
+from ..transformers_compat import cache_argument, cache_of
 from .attention_weights import RectifiedAttention, SoftmaxAttention
 from .blocked_cross_entropy import blocked_cross_entropy
 from .chunked_cross_attention import ChunkedCrossAttention
 from .neighbour_encoder import NeighbourEncoder
 from .normalisation import GatedRMSNorm, deepnorm_constants, make_norm, make_residual
 from .partial_rotary import Rotary, rotary_table
-from .projections import FeedForward, GatedFeedForward, HeadProjection, OutputProjection, make_feed_forward
+from .projections import HeadProjection, InnerProjection, OutputProjection, make_feed_forward
 from .retrieval_cache import RetrievalCacheLayer, retrieval_layers
-from .retrieval_pass import EncodeNeighbours, RetrievalPass, begin_pass, leading_padding
+from .retrieval_pass import EncodeNeighbours, RetrievalPass, begin_pass, is_packed, leading_padding
 from .retriever import Retriever, check_retriever, retrieve_completed
 from .self_attention import CausalSelfAttention
 
@@ -37,7 +37,7 @@ class RetroDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: RetroConfig, layer_idx: int) -> None:
         super().__init__()
         width = config.hidden_size
-        self.self_attention = CausalSelfAttention(config, layer_idx)
+        self.causal_attention = CausalSelfAttention(config, layer_idx)
         self.self_residual = make_residual(config, width, of_encoder=False)
         self.reads_neighbours = layer_idx in config.cross_attention_layers
         if self.reads_neighbours:
@@ -71,7 +71,7 @@ class RetroDecoderLayer(GradientCheckpointingLayer):
         Returns:
             The same two, the neighbours encoded from the first layer with cross-attention on.
         """
-        hidden = self.self_residual(hidden, self.self_attention, table, mask, cache)
+        hidden = self.self_residual(hidden, self.causal_attention, table, mask, cache)
         if self.reads_neighbours:
             if encode is not None:
                 encoded = reading.encode(hidden, encode)
@@ -95,8 +95,8 @@ class RetroPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": OutputRecorder(RetroDecoderLayer, index=0),
         "attentions": [
-            OutputRecorder(SoftmaxAttention, index=1, layer_name="self_attention.attention"),
-            OutputRecorder(RectifiedAttention, index=1, layer_name="self_attention.attention"),
+            OutputRecorder(SoftmaxAttention, index=1, layer_name="causal_attention.attention"),
+            OutputRecorder(RectifiedAttention, index=1, layer_name="causal_attention.attention"),
         ],
     }
 
@@ -104,9 +104,13 @@ class RetroPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """N(0, 0.02), outputs to the residual smaller by sqrt(2 layers); or the rule of DeepNorm."""
         config = self.config
-        if config.residual == "deepnorm" and isinstance(module, NeighbourEncoder | RetroDecoderLayer):
-            of_encoder = isinstance(module, NeighbourEncoder)
-            _deepnorm_weights(module, deepnorm_constants(config, of_encoder)[1])
+        gain = getattr(module, "deepnorm_gain", None)
+        if gain is not None and isinstance(module, HeadProjection):
+            _initialise_heads(module, gain)
+        elif gain is not None and isinstance(module, InnerProjection | OutputProjection):
+            init.xavier_normal_(module.weight, gain=gain)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, OutputProjection):
             init.normal_(module.weight, std=config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
             if module.bias is not None:
@@ -121,21 +125,14 @@ class RetroPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-def _deepnorm_weights(module: nn.Module, gain: float) -> None:
-    """Xavier-normal weights, with `gain` on feed-forward, values and outputs (arXiv 2203.00555, figure 2)."""
-    for part in module.modules():
-        if isinstance(part, HeadProjection):
-            *others, values = part.weight.unflatten(0, (-1, part.head_dim)).split(part.heads)
-            for weight in [*others, values]:
-                is_value = weight is values and len(part.heads) > 1
-                fan = part.in_features + weight.shape[0] * part.head_dim
-                init.normal_(weight, std=(gain if is_value else 1.0) * (2 / fan) ** 0.5)
-        elif isinstance(part, FeedForward | GatedFeedForward | OutputProjection):
-            for linear in (part,) if isinstance(part, nn.Linear) else part.children():
-                if isinstance(linear, nn.Linear):
-                    init.xavier_normal_(linear.weight, gain=gain)
-                    if linear.bias is not None:
-                        init.zeros_(linear.bias)
+def _initialise_heads(module: HeadProjection, gain: float) -> None:
+    """Xavier-normal weights for each set of heads, with `gain` on the values (arXiv 2203.00555, figure 2)."""
+    if getattr(module.weight, "_is_hf_initialized", False):  # was loaded; its parts would not know
+        return
+    sets = module.weight.split([count * module.head_dim for count in module.heads])
+    for weight in sets:
+        is_value = weight is sets[-1] and len(sets) > 1
+        init.xavier_normal_(weight, gain=gain if is_value else 1.0)
 
 
 class RetroModel(RetroPreTrainedModel):
@@ -143,8 +140,7 @@ class RetroModel(RetroPreTrainedModel):
 
     def __init__(self, config: RetroConfig) -> None:
         super().__init__(config)
-        width = config.encoder_hidden_size
-        assert width is not None
+        width = config.encoder_width
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         self.embed_positions = (
             nn.Embedding(config.max_position_embeddings, width) if "learned" in config.position_embedding else None
@@ -154,6 +150,10 @@ class RetroModel(RetroPreTrainedModel):
         self.layers = nn.ModuleList(RetroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = make_norm(config, config.hidden_size) if config.residual == "prenorm" else nn.Identity()
         self.gradient_checkpointing = False
+        if config.residual == "deepnorm":
+            for part, of_encoder in ((self.encoder, True), (self.layers, False)):
+                for module in part.modules():  # read by `_init_weights`, which sees one module at a time
+                    module.deepnorm_gain = deepnorm_constants(config, of_encoder)[1]  # type: ignore[assignment]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -193,7 +193,9 @@ class RetroModel(RetroPreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("`input_ids` must be given: chunks are made of tokens.")
-        cache = self._begin_cache(cache_of(kwargs), use_cache)
+        cache = cache_of(kwargs)
+        if not (cache is None and is_packed(attention_mask, position_ids)):
+            cache = self._begin_cache(cache, use_cache)
         past = 0 if cache is None else int(cache.get_seq_length())
         layer_caches = self._retrieval_layers(cache)
         reading = begin_pass(self.config, input_ids, (attention_mask, position_ids), retrieved, layer_caches)
@@ -201,8 +203,7 @@ class RetroModel(RetroPreTrainedModel):
             position_ids = self._positions(input_ids, attention_mask, past)
         hidden = self._embed(input_ids, position_ids)
         mask = create_causal_mask(self.config, hidden, attention_mask, cache, position_ids=position_ids)
-        width = self.config.rotary_dim
-        assert width is not None
+        width = self.config.rotary_width
         table = rotary_table(position_ids, width, self.config.rope_theta, hidden.dtype)
         encoded: Tensor | None = None
         first = self.config.cross_attention_layers[0]
@@ -289,17 +290,18 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
             loss, logits (batch, tokens, vocab_size) and the cache.
         """
         count = kwargs.pop("num_items_in_batch", None)
+        logits, loss = None, None
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "retrieved": retrieved}
         if labels is not None and self.training and input_ids is not None:
             output = self.model(input_ids[:, :-1], **self._without_last(inputs, input_ids), **kwargs)
             loss = self._loss(output.last_hidden_state, labels[:, 1:], count)
-            logits = None
         else:
             output = self.model(input_ids, **inputs, **kwargs)
             hidden = output.last_hidden_state
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden if logits_to_keep == 0 else hidden[:, kept])  # type: ignore[operator]
-            loss = None if labels is None else self._loss(hidden[:, :-1], labels[:, 1:], count)
+            logits = self.lm_head(hidden[:, kept])
+            if labels is not None:
+                loss = self._loss(hidden[:, :-1], labels[:, 1:], count)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -20,14 +20,12 @@ class ChunkConditioning(nn.Module):
 
     def __init__(self, config: RetroConfig) -> None:
         super().__init__()
-        assert config.num_key_value_heads is not None and config.head_dim is not None
-        assert config.encoder_hidden_size is not None
-        heads, shared = config.num_attention_heads, config.num_key_value_heads
-        width = config.encoder_hidden_size
-        self.query = HeadProjection(width, (heads,), config.head_dim)
-        self.key_value = HeadProjection(config.hidden_size, (shared, shared), config.head_dim)
+        heads, shared, head_dim = config.head_sizes
+        width = config.encoder_width
+        self.query = HeadProjection(width, (heads,), head_dim)
+        self.key_value = HeadProjection(config.hidden_size, (shared, shared), head_dim)
         self.attention = make_attention(config, config.encoder_attention_dropout, is_causal=False)
-        self.output = OutputProjection(heads * config.head_dim, width)
+        self.output = OutputProjection(heads * head_dim, width)
 
     def forward(self, rows: Tensor, chunks: Tensor, row_table: Rotary, chunk_table: Rotary) -> Tensor:
         """Let each row read its chunk.
@@ -51,8 +49,7 @@ class NeighbourEncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: RetroConfig, layer_idx: int) -> None:
         super().__init__()
-        width = config.encoder_hidden_size
-        assert width is not None
+        width = config.encoder_width
         self.self_attention = NeighbourSelfAttention(config)
         self.self_residual = make_residual(config, width, of_encoder=True)
         self.has_cross_attention = layer_idx in (config.encoder_cross_attention_layers or ())
@@ -77,8 +74,7 @@ class NeighbourEncoder(nn.Module):
 
     def __init__(self, config: RetroConfig) -> None:
         super().__init__()
-        width = config.encoder_hidden_size
-        assert width is not None
+        width = config.encoder_width
         self.config = config
         self.layers = nn.ModuleList(NeighbourEncoderLayer(config, i) for i in range(config.num_encoder_layers))
         self.norm = make_norm(config, width) if config.residual == "prenorm" else nn.Identity()
@@ -108,6 +104,5 @@ class NeighbourEncoder(nn.Module):
 
     def _table(self, rows: Tensor) -> Rotary:
         """The rotary table of positions 0, 1, ... of (any, length, width)."""
-        assert self.config.rotary_dim is not None
         positions = torch.arange(rows.shape[1], device=rows.device)[None]
-        return rotary_table(positions, self.config.rotary_dim, self.config.rope_theta, rows.dtype)
+        return rotary_table(positions, self.config.rotary_width, self.config.rope_theta, rows.dtype)

@@ -21,7 +21,8 @@ class GatedRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to the same; the rms is taken in float32 or wider."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rms = wide.square().mean(-1, keepdim=True).sqrt().clamp(min=self.eps)
+        # Clamped before the root, whose gradient at 0 is infinite: rectified attention often gives exact zeros.
+        rms = wide.square().mean(-1, keepdim=True).clamp(min=self.eps**2).sqrt()
         return (wide / rms).to(x.dtype) * self.weight * torch.sigmoid(x * self.gate)
 
 

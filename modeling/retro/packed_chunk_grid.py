@@ -28,5 +28,4 @@ class PackedChunkGrid(ChunkGrid):
         self.reads = position_ids >= chunk_size - 1
 
     def ungroup(self, rows: Tensor, skips_past: bool) -> Tensor:
-        assert self.reads is not None
         return super().ungroup(rows, skips_past).masked_fill(~self.reads[..., None], 0)

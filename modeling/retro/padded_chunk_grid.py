@@ -1,4 +1,4 @@
-"""The chunk grid of a left-padded batch: each row counts its own tokens, so rows complete chunks at different steps."""
+"""The chunk grid of a left-padded batch: each row counts its own tokens, and completes chunks at its own steps."""
 
 import torch
 from torch import Tensor

@@ -29,12 +29,16 @@ class OutputProjection(nn.Linear):
     """What a sublayer adds to the residual stream."""
 
 
+class InnerProjection(nn.Linear):
+    """Into the inside of a feed-forward."""
+
+
 class FeedForward(nn.Module):
     """act(x W_u) W_d, with biases (Vaswani et al. 2017, eq. 2)."""
 
     def __init__(self, config: RetroConfig, width: int, inside: int, dropout: float) -> None:
         super().__init__()
-        self.up = nn.Linear(width, inside)
+        self.up = InnerProjection(width, inside)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(dropout)
         self.down = OutputProjection(inside, width)
@@ -49,7 +53,7 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: RetroConfig, width: int, inside: int, dropout: float) -> None:
         super().__init__()
-        self.gate_and_up = nn.Linear(width, 2 * inside, bias=False)
+        self.gate_and_up = InnerProjection(width, 2 * inside, bias=False)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(dropout)
         self.down = OutputProjection(inside, width, bias=False)
@@ -63,8 +67,7 @@ class GatedFeedForward(nn.Module):
 def make_feed_forward(config: RetroConfig, of_encoder: bool) -> FeedForward | GatedFeedForward:
     """The feed-forward that `config.gated_mlp` chooses, of the decoder or the encoder."""
     kind = GatedFeedForward if config.gated_mlp else FeedForward
-    assert config.intermediate_size and config.encoder_hidden_size and config.encoder_intermediate_size
     if of_encoder:
-        width, inside = config.encoder_hidden_size, config.encoder_intermediate_size
-        return kind(config, width, inside, config.encoder_hidden_dropout)
-    return kind(config, config.hidden_size, config.intermediate_size, config.hidden_dropout)
+        inside = int(config.encoder_intermediate_size or 0)
+        return kind(config, config.encoder_width, inside, config.encoder_hidden_dropout)
+    return kind(config, config.hidden_size, int(config.intermediate_size or 0), config.hidden_dropout)

@@ -91,7 +91,7 @@ class RetrievalCacheLayer(CacheLayerWrapper):
         super().__init__(inner)
         self.chunk, self.is_first = chunk, is_first
         self.latest: NeighbourStates | None = None
-        """Of the last complete chunk of each row: (batch, key_value_heads, source, head_dim); None if not retrieved."""
+        """Of each row's last complete chunk: (batch, key_value_heads, source, head_dim); None if not retrieved."""
         self.previous: NeighbourStates | None = None
 
     def complete(self, fresh: NeighbourStates | None, grid: ChunkGrid) -> None:

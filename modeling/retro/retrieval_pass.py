@@ -68,8 +68,7 @@ class RetrievalPass:
     def tables(self, like: Tensor) -> tuple[Rotary, Rotary | None]:
         """Rotary tables of the queries' rows and of the neighbours' keys, in the dtype and on the device of `like`."""
         if self._tables is None:
-            m, width, theta = self.config.chunk_size, self.config.rotary_dim, self.config.rope_theta
-            assert width is not None
+            m, width, theta = self.config.chunk_size, self.config.rotary_width, self.config.rope_theta
             rows = query_positions(self.grid.offsets(self.skips_past, like.device), m, self.config.rope)
             keys = None
             if self.retrieved is not None:
@@ -140,6 +139,11 @@ def begin_pass(
     return RetrievalPass(config, grid, retrieved, chunk, skips_past)
 
 
+def is_packed(attention_mask: Tensor | None, position_ids: Tensor | None) -> bool:
+    """Whether a forward pass without a cache is given rows of several documents: positions that start again."""
+    return attention_mask is None and position_ids is not None and bool((position_ids[:, 1:] == 0).any())
+
+
 def leading_padding(attention_mask: Tensor | None, position_ids: Tensor | None, length: int) -> Tensor | None:
     """(batch,) padding tokens at the beginning of each row, on the CPU; None if there are none.
 
@@ -164,7 +168,7 @@ def check_retrieved(retrieved: Tensor | None, batch: int, closed: int, config: R
         return
     if retrieved.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"`retrieved` must hold token ids (int64), got {retrieved.dtype}.")
-    length = config.neighbour_length
+    length = config.longest_neighbour
     wanted = f"(batch, chunks, neighbours, length) = ({batch}, {closed}, ..., at most `neighbour_length` {length})"
     if retrieved.dim() != 4 or retrieved.shape[0] != batch:
         raise ValueError(f"`retrieved` must be {wanted}, got {tuple(retrieved.shape)}.")
@@ -181,10 +185,8 @@ def _grid_without_cache(
     chunk_size: int, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
 ) -> ChunkGrid:
     new = input_ids.shape[1]
-    if attention_mask is None and position_ids is not None:
-        if bool((position_ids[:, 1:] == 0).any()):
-            return PackedChunkGrid(position_ids.expand(input_ids.shape[0], -1), chunk_size)
-        return ChunkGrid(0, new, chunk_size)
+    if position_ids is not None and is_packed(attention_mask, position_ids):
+        return PackedChunkGrid(position_ids.expand(input_ids.shape[0], -1), chunk_size)
     chunk = OpenChunk(chunk_size)
     chunk.padding = leading_padding(attention_mask, position_ids, new)
     return chunk.grid(new)

@@ -14,6 +14,9 @@ from ...configuration.configuration_retro import RetroConfig
 from .retrieval_cache import OpenChunk
 from .retrieval_pass import leading_padding
 
+FindPassages = Callable[[list[str]], Sequence[Sequence[str]]]
+"""Texts of chunks to a list of passages for each."""
+
 
 class Retriever(Protocol):
     """Finds neighbours of chunks."""
@@ -37,8 +40,7 @@ class FixedNeighbours:
     @classmethod
     def from_texts(cls, texts: Sequence[str], tokenizer: Any, config: RetroConfig) -> "FixedNeighbours":
         """Tokenise passages, without special tokens; each is cut or padded to the config's `neighbour_length`."""
-        length = config.neighbour_length
-        assert length is not None
+        length = config.longest_neighbour
         rows = torch.full((len(texts), length), config.pad_token_id)
         for row, ids in zip(rows, tokenizer(list(texts), add_special_tokens=False)["input_ids"], strict=True):
             kept = torch.tensor(ids[:length])
@@ -65,8 +67,7 @@ class CallableRetriever:
 
     def __call__(self, chunks: Tensor) -> Tensor:
         texts = self.tokenizer.batch_decode(chunks, skip_special_tokens=True)
-        length, count = self.config.neighbour_length, self.config.num_neighbours
-        assert length is not None
+        length, count = self.config.longest_neighbour, self.config.num_neighbours
         found = torch.full((len(chunks), count, length), self.config.pad_token_id)
         for row, passages in zip(found, self.find(texts), strict=True):
             some = list(passages)[:count]
@@ -166,8 +167,7 @@ def _ask(retriever: Retriever, chunks: Tensor, config: RetroConfig) -> Tensor:
         raise ValueError(
             f"`retriever` {name} failed on {len(chunks)} chunks, the first {chunks[0].tolist()}."
         ) from error
-    length = config.neighbour_length
-    assert length is not None
+    length = config.longest_neighbour
     wanted = f"({len(chunks)}, neighbours, at most {length})"
     if not isinstance(found, Tensor) or found.dim() != 3 or len(found) != len(chunks) or found.shape[2] > length:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -14,12 +14,11 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: RetroConfig, layer_idx: int) -> None:
         super().__init__()
-        assert config.num_key_value_heads is not None and config.head_dim is not None
-        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        heads, shared, head_dim = config.head_sizes
         self.layer_idx = layer_idx
-        self.query_key_value = HeadProjection(config.hidden_size, (heads, shared, shared), config.head_dim)
+        self.query_key_value = HeadProjection(config.hidden_size, (heads, shared, shared), head_dim)
         self.attention = make_attention(config, config.attention_dropout, is_causal=True)
-        self.output = OutputProjection(heads * config.head_dim, config.hidden_size)
+        self.output = OutputProjection(heads * head_dim, config.hidden_size)
 
     def forward(self, rows: Tensor, table: Rotary, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """(batch, new, hidden_size) to the same; `mask` as transformers makes it for the implementation in use."""
@@ -36,13 +35,11 @@ class NeighbourSelfAttention(nn.Module):
 
     def __init__(self, config: RetroConfig) -> None:
         super().__init__()
-        assert config.num_key_value_heads is not None and config.head_dim is not None
-        assert config.encoder_hidden_size is not None
-        heads, shared = config.num_attention_heads, config.num_key_value_heads
-        width = config.encoder_hidden_size
-        self.query_key_value = HeadProjection(width, (heads, shared, shared), config.head_dim)
+        heads, shared, head_dim = config.head_sizes
+        width = config.encoder_width
+        self.query_key_value = HeadProjection(width, (heads, shared, shared), head_dim)
         self.attention = make_attention(config, config.encoder_attention_dropout, is_causal=False)
-        self.output = OutputProjection(heads * config.head_dim, width)
+        self.output = OutputProjection(heads * head_dim, width)
 
     def forward(self, rows: Tensor, table: Rotary, visible: Tensor | None) -> Tensor:
         """(all neighbours, length, width) to the same; `visible` is (all neighbours, 1, 1, length) bool or None."""
