@@ -20,6 +20,9 @@ BLOCK_ROWS = 1024
 FEW_QUERIES = 256
 WIDE = 256
 """oneDNN takes over for at most so many queries of at least so many dimensions."""
+VERY_FEW_QUERIES = 4
+LONG = 8192
+"""At most so many queries of at least so many vectors are multiplied from the right: up to three times as fast."""
 FEW_THREADS = 4
 """numpy's vectorised selection, on one thread, takes over from torch.topk on at most so many."""
 SELECTED_AT_ONCE = 2**18
@@ -50,11 +53,14 @@ def _widened_blocks(vectors: Tensor, dtype: torch.dtype, reuse: bool) -> Iterato
 
 
 def _products(queries: Tensor, vectors: Tensor) -> Tensor:
-    count, dim = queries.shape[-2:]
-    suits = queries.device.type == "cpu" and queries.dtype == torch.float32 and count <= FEW_QUERIES and dim >= WIDE
+    (count, dim), source = queries.shape[-2:], vectors.shape[-2]
+    on_cpu = queries.device.type == "cpu"
+    suits = on_cpu and queries.dtype == torch.float32 and count <= FEW_QUERIES and dim >= WIDE
     if _onednn_linear is None or not suits or _needs_gradient(queries, vectors):
+        if on_cpu and count <= VERY_FEW_QUERIES and source >= LONG:
+            return (vectors @ queries.transpose(-1, -2)).transpose(-1, -2)
         return queries @ vectors.transpose(-1, -2)
-    pairs = zip(queries.reshape(-1, count, dim), vectors.reshape(-1, vectors.shape[-2], dim), strict=True)
+    pairs = zip(queries.reshape(-1, count, dim), vectors.reshape(-1, source, dim), strict=True)
     scores = torch.stack([_onednn_linear(them, us.contiguous(), None, "none", [], "").T for us, them in pairs])
     return scores.view(*queries.shape[:-1], -1)
 

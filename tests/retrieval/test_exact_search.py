@@ -101,6 +101,14 @@ def test_the_size_of_blocks_changes_nothing(monkeypatch, dtype, source):
     torch.testing.assert_close(weighted_sums(weights, stored), whole[1])
 
 
+@given(seed=SEEDS, count=integers(1, 6), source=integers(1, 9))
+def test_the_order_of_the_product_changes_nothing(seed, count, source):
+    queries, vectors, _, _ = random_case(seed, count, source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_search, "LONG", 5)
+        torch.testing.assert_close(inner_products(queries, vectors), naive_inner_products(queries, vectors))
+
+
 def naive_largest(scores, kept):
     """Sorted values of the `kept` largest of each row; NaN counts as the largest."""
     rows = scores.reshape(-1, scores.shape[-1]).tolist()
