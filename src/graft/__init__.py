@@ -12,9 +12,15 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Attachment": "graft.modeling.attachment",
     "AttentionReport": "graft.modeling.unlimiformer.report",
+    "CachingRetriever": "graft.modeling.retro.retriever",
+    "CallableRetriever": "graft.modeling.retro.retriever",
+    "FixedNeighbours": "graft.modeling.retro.retriever",
     "GraftSeq2SeqTrainer": "graft.trainer.trainer",
     "GraftTrainer": "graft.trainer.trainer",
     "Memory": "graft.modeling.unlimiformer.memory",
+    "RetroConfig": "graft.configuration.configuration_retro",
+    "RetroForCausalLM": "graft.modeling.retro.modeling_retro",
+    "RetroModel": "graft.modeling.retro.modeling_retro",
     "UnlimiformerBart": "graft.modeling.unlimiformer.modeling_unlimiformer_bart",
     "UnlimiformerBartConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerConfig": "graft.configuration.configuration_unlimiformer",
@@ -38,6 +44,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from graft.configuration.configuration_retro import RetroConfig as RetroConfig
     from graft.configuration.configuration_unlimiformer import (
         UnlimiformerBartConfig as UnlimiformerBartConfig,
     )
@@ -48,6 +55,11 @@ if TYPE_CHECKING:
         UnlimiformerLlamaConfig as UnlimiformerLlamaConfig,
     )
     from graft.modeling.attachment import Attachment as Attachment
+    from graft.modeling.retro.modeling_retro import RetroForCausalLM as RetroForCausalLM
+    from graft.modeling.retro.modeling_retro import RetroModel as RetroModel
+    from graft.modeling.retro.retriever import CachingRetriever as CachingRetriever
+    from graft.modeling.retro.retriever import CallableRetriever as CallableRetriever
+    from graft.modeling.retro.retriever import FixedNeighbours as FixedNeighbours
     from graft.modeling.unlimiformer.attach import unlimiform as unlimiform
     from graft.modeling.unlimiformer.memory import Memory as Memory
     from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart as UnlimiformerBart

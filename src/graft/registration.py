@@ -3,13 +3,17 @@
 Runs when a public name of graft is first touched, or by `import graft.registration`. Running it again changes nothing.
 """
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from graft.configuration.configuration_retro import RetroConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerBartConfig, UnlimiformerLlamaConfig
+from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
 from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart
 from graft.modeling.unlimiformer.modeling_unlimiformer_llama import UnlimiformerLlamaForCausalLM
 
 _REGISTERED = (
+    (RetroConfig, AutoModel, RetroModel),
+    (RetroConfig, AutoModelForCausalLM, RetroForCausalLM),
     (UnlimiformerBartConfig, AutoModelForSeq2SeqLM, UnlimiformerBart),
     (UnlimiformerLlamaConfig, AutoModelForCausalLM, UnlimiformerLlamaForCausalLM),
 )
