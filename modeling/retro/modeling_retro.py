@@ -274,6 +274,8 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
         retrieved: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, or the loss.
@@ -283,7 +285,8 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
             labels: (batch, new) like `input_ids`, -100 where nothing is scored; each token is predicted by the one
                 before it. While training, logits are not kept and not returned.
             logits_to_keep: how many of the last tokens get logits, 0 for all, or which.
-            kwargs: the cache, `use_cache`, `output_hidden_states`, `output_attentions`, and `num_items_in_batch`,
+            cache, past_key_values: of the generation so far, under the name of transformers 5.24 or that before it.
+            kwargs: `use_cache`, `output_hidden_states`, `output_attentions`, and `num_items_in_batch`,
                 which the loss is divided by instead of the scored tokens.
 
         Returns:
@@ -291,6 +294,7 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
         """
         count = kwargs.pop("num_items_in_batch", None)
         logits, loss = None, None
+        kwargs["cache"] = past_key_values if cache is None else cache
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "retrieved": retrieved}
         if labels is not None and self.training and input_ids is not None:
             output = self.model(input_ids[:, :-1], **self._without_last(inputs, input_ids), **kwargs)

@@ -109,7 +109,8 @@ class RetrievalCacheLayer(CacheLayerWrapper):
         self.previous = chunks.map(lambda states: grid.latest(states, back=1)) if count > 1 else None
 
     def crop(self, tokens_to_remove: int) -> None:
-        tokens = -tokens_to_remove if tokens_to_remove <= 0 else self.get_seq_length() - tokens_to_remove
+        count = int(tokens_to_remove)
+        tokens = -count if count <= 0 else int(self.get_seq_length()) - count  # positive: how many shall stay
         if self.is_first:
             self.chunk.crop(tokens)
         super().crop(tokens_to_remove)
