@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from .corpus import Corpus
 from .corpus_lock import corpus_lock
 from .disk_space import BYTES_PER_TOKEN, require_space
 from .document_sources import Document, DocumentSource
-from .manifest import Manifest
+from .manifest import SCRATCH, Manifest
 from .tokenizers_of_corpora import TokenizerIdentity, encode_batch, identify, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -162,13 +161,14 @@ def _store_tokenizer(manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> 
     """Keep a copy, so that a corpus can be read as text wherever it is taken."""
     if any(name.startswith("tokenizer/") for name in manifest.files):
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save_pretrained(scratch)
-        for path in sorted(Path(scratch).rglob("*")):
-            if path.is_file():
-                name = f"tokenizer/{path.relative_to(scratch).as_posix()}"
-                manifest.store("tokenize", name, partial(shutil.copyfile, path))
+    scratch = manifest.folder / SCRATCH
+    tokenizer.save_pretrained(scratch)
+    for path in sorted(scratch.rglob("*")):
+        if path.is_file():
+            name = f"tokenizer/{path.relative_to(scratch).as_posix()}"
+            manifest.store("tokenize", name, partial(shutil.copyfile, path))
     manifest.write()
+    shutil.rmtree(scratch)
 
 
 def _run(

@@ -156,7 +156,7 @@ class Corpus:
         rows = self.tokens.take(np.where(missing, 0, wanted).reshape(-1)).reshape(count, pieces, self.chunk_size)
         rows = rows.astype(np.int64)
         rows[missing] = self.pad_token_id
-        return rows.reshape(count, -1)[:, :length]
+        return rows.reshape(count, pieces * self.chunk_size)[:, :length]
 
     def text(self, chunk: int) -> str:
         """What a chunk says, without special tokens."""

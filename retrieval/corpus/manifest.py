@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,8 @@ STAGES = ("tokenize", "embed", "index", "neighbours", "pack")
 NEEDS = {"tokenize": (), "embed": ("tokenize",), "index": ("embed",), "neighbours": ("embed",), "pack": ("tokenize",)}
 """The stages whose result a stage reads directly."""
 STAGE_FOLDERS = ("tokens", "tokenizer", "embeddings", "index", "neighbours")
+
+SCRATCH = ".scratch"
 
 
 class CorpusError(ValueError):
@@ -145,6 +148,7 @@ class Manifest:
 
     def remove_leftovers(self) -> None:
         """Delete files in our folders that the manifest does not name: half-written ones, those of dropped stages."""
+        shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
         ours = [path for name in STAGE_FOLDERS for path in (self.folder / name).rglob("*") if path.is_file()]
         ours += [path for path in self.folder.glob(".*.tmp") if path.is_file()]
         ours += [self.folder / name for name in ("documents.npy", "last_lengths.npy", "sequences.npy")]

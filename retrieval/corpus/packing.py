@@ -46,7 +46,7 @@ def packed_rows(documents: np.ndarray, chunks_per_row: int, pack: Pack = "multi"
 
 
 def pack_sequences(folder: str | Path, sequence_length: int, pack: Pack = "multi") -> Corpus:
-    """Store which chunks make up each row of `sequence_length` tokens; cheap, so it is simply done anew.
+    """Store which chunks make up each row of `sequence_length` tokens; other settings replace the rows there were.
 
     Raises:
         ValueError: `sequence_length` is no multiple of the chunk size, or `pack` is unknown.
@@ -55,8 +55,11 @@ def pack_sequences(folder: str | Path, sequence_length: int, pack: Pack = "multi
         corpus = Corpus(folder)
         rows = packed_rows(corpus.documents, chunks_per_row(sequence_length, corpus.chunk_size), pack)
         manifest = Manifest.read(folder)
-        manifest.drop("pack")
         settings = {"sequence_length": sequence_length, "pack": pack}
+        if manifest.is_complete("pack") and manifest.stages["pack"]["settings"] == settings:
+            logger.info("%s: stage pack is complete already", folder)
+            return corpus
+        manifest.drop("pack")
         manifest.stages["pack"] = {"status": "running", "settings": settings}
         manifest.write()
         manifest.store("pack", "sequences.npy", rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,10 @@ def run_shards(
     with corpus_lock(folder):
         manifest = Manifest.read(folder)
         corpus = Corpus(folder)
-        pending = begin_stage(manifest, stage, settings, overwrite) and _missing_shards(manifest, stage, corpus)
-        if not pending:
+        if not begin_stage(manifest, stage, settings, overwrite):
             logger.info("%s: stage %s is complete already", folder, stage)
         else:
+            pending = _missing_shards(manifest, stage, corpus)
             require_space(folder, chunk_bytes * sum(end - start for _, start, end in pending))
             _run_pending(manifest, corpus, stage, compute, pending)
             corpus = Corpus(folder)
@@ -99,7 +100,8 @@ def _missing_shards(manifest: Manifest, stage: str, corpus: Corpus) -> list[tupl
 def _run_pending(
     manifest: Manifest, corpus: Corpus, stage: str, compute: ShardFunction, pending: list[tuple[int, int, int]]
 ) -> None:
-    done = corpus.num_chunks - sum(end - start for _, start, end in pending)
+    todo = sum(end - start for _, start, end in pending)
+    done, began = corpus.num_chunks - todo, time.monotonic()
     with tqdm(
         desc=stage, total=corpus.num_chunks, initial=done, unit="chunk", unit_scale=True, disable=None
     ) as progress:
@@ -109,7 +111,8 @@ def _run_pending(
             manifest.write()
             progress.update(end - start)
     complete_stage(manifest, stage)
-    logger.info("%s: stage %s is complete, %d chunks", manifest.folder, stage, corpus.num_chunks)
+    rate = todo / max(time.monotonic() - began, 1e-9)
+    logger.info("%s: stage %s is complete, %d chunks, %.0f a second", manifest.folder, stage, todo, rate)
 
 
 def stages_so_far(manifest: Manifest) -> dict[str, str]:

@@ -1,0 +1,128 @@
+"""All stages in one call: documents in, a corpus for training and generation out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from .chunking import ChunkSettings, tokenize_corpus
+from .corpus import Corpus
+from .corpus_retriever import embedder_of
+from .disk_space import corpus_bytes, format_bytes, require_space
+from .document_sources import DocumentSource
+from .embedder import ChunkEmbedder
+from .embedding import embed_corpus
+from .manifest import Manifest
+from .neighbours import find_neighbours
+from .packing import Pack, chunks_per_row, pack_sequences
+from .tokenizers_of_corpora import identify, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparationSettings:
+    """What a corpus shall be.
+
+    Args:
+        chunks: how documents are cut.
+        num_neighbours: stored per chunk; a few more than training uses leave a choice.
+        sequence_length: tokens of a training row, a multiple of the chunk size.
+        pack: "multi" lets documents share a row, "document" does not.
+        workers: threads; by default the cores.
+    """
+
+    chunks: ChunkSettings = field(default_factory=ChunkSettings)
+    num_neighbours: int = 4
+    sequence_length: int = 2048
+    pack: Pack = "multi"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        chunks_per_row(self.sequence_length, self.chunks.chunk_size)
+        if self.num_neighbours < 1:
+            raise ValueError(f"`num_neighbours` must be at least 1, got {self.num_neighbours}.")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"`workers` must be at least 1, got {self.workers}.")
+
+
+def prepare_corpus(
+    source: DocumentSource,
+    folder: str | Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase,
+    embedder: ChunkEmbedder,
+    settings: PreparationSettings | None = None,
+    overwrite: bool = False,
+) -> Corpus:
+    """Tokenize, embed, find neighbours and pack; what is done already is kept, what was interrupted goes on.
+
+    Args:
+        source: the documents, such as `open_source(path)`.
+        folder: of the corpus.
+        tokenizer: of the model that will be trained.
+        embedder: finds the neighbours; it may have a tokenizer of its own.
+        settings: sizes.
+        overwrite: begin anew.
+
+    Raises:
+        OSError: the disk is too small for all of it.
+        ValueError: something differs from what was begun, or cannot be.
+    """
+    settings = settings or PreparationSettings()
+    tokenizer = load_tokenizer(tokenizer)
+    if overwrite or not (Path(folder) / "manifest.json").exists():
+        _check_space(source, folder, tokenizer, embedder, settings)
+    tokenize_corpus(source, folder, tokenizer, settings.chunks, overwrite=overwrite)
+    embed_corpus(folder, embedder, settings.workers)
+    find_neighbours(folder, settings.num_neighbours, workers=settings.workers)
+    return pack_sequences(folder, settings.sequence_length, settings.pack)
+
+
+def append_documents(
+    source: DocumentSource, folder: str | Path, embedder: ChunkEmbedder | None = None, workers: int | None = None
+) -> Corpus:
+    """Add documents to a finished corpus: new shards, their vectors and neighbours; older neighbours stay as they are.
+
+    `refresh_neighbours` lets the older chunks find the new ones.
+    """
+    corpus = Corpus(folder)
+    recorded = corpus.manifest.corpus
+    names = ("chunk_size", "shard_chunks", "add_special_tokens", "append_eos", "max_chunks")
+    settings = ChunkSettings(**{name: recorded[name] for name in names})
+    stages = corpus.manifest.stages
+    embedder = embedder if embedder is not None or "embed" not in stages else embedder_of(corpus)
+    tokenize_corpus(source, folder, corpus.tokenizer, settings, append=True)
+    if embedder is not None:
+        embed_corpus(folder, embedder, workers)
+    if "neighbours" in stages:
+        find_neighbours(folder, stages["neighbours"]["settings"]["num_neighbours"], workers=workers)
+    if "pack" in stages:
+        pack_sequences(folder, **stages["pack"]["settings"])
+    return Corpus(folder)
+
+
+def refresh_neighbours(folder: str | Path, num_neighbours: int | None = None, workers: int | None = None) -> Corpus:
+    """Search all neighbours again, as is due after documents were appended."""
+    settings = Manifest.read(folder).stages.get("neighbours", {}).get("settings", {})
+    count = num_neighbours or settings.get("num_neighbours", 4)
+    database = Corpus(settings["database"]["name"]) if settings.get("database") else None
+    return find_neighbours(folder, count, database, workers, overwrite=True)
+
+
+def _check_space(
+    source: DocumentSource,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    embedder: ChunkEmbedder,
+    settings: PreparationSettings,
+) -> None:
+    id_bytes = identify(tokenizer).dtype.itemsize
+    sizes = corpus_bytes(
+        source.num_bytes(), settings.chunks.chunk_size, id_bytes, embedder.width, settings.num_neighbours
+    )
+    parts = ", ".join(f"{stage} {format_bytes(count)}" for stage, count in sizes.items())
+    logger.info("%s will need at most about %s (%s)", folder, format_bytes(sum(sizes.values())), parts)
+    require_space(folder, sum(sizes.values()))

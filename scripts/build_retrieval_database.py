@@ -1,0 +1,69 @@
+"""Cut documents into chunks, embed them, and write each chunk's neighbours; interrupted, the same command goes on.
+
+python scripts/build_retrieval_database.py books/ --output corpus/ --tokenizer path/to/model --embedder path/to/encoder
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; a mistake ends the process with exit code 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("input", type=Path, help="a folder of text, a .jsonl or a .parquet file")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the corpus, new or begun")
+    parser.add_argument("--tokenizer", help="folder or name, of the model to train; default: the embedder's")
+    parser.add_argument("--embedder", help="folder or name of an encoder; default: all-MiniLM-L6-v2 if installed")
+    parser.add_argument("--glob", default="**/*.txt", help="which files of a folder")
+    parser.add_argument("--text-field", default="text", help="key or column of the text")
+    parser.add_argument(
+        "--errors", choices=("strict", "replace", "skip"), default="strict", help="of undecodable text"
+    )
+    parser.add_argument("--chunk-size", type=int, default=64, help="tokens of a chunk")
+    parser.add_argument("--shard-chunks", type=int, default=2**14, help="chunks per file; a kill costs one at most")
+    parser.add_argument("--max-chunks", type=int, help="stop before the document that would exceed it")
+    parser.add_argument("--neighbours", type=int, default=4, help="stored per chunk")
+    parser.add_argument("--sequence-length", type=int, default=2048, help="tokens of a training row")
+    parser.add_argument("--pack", choices=("multi", "document"), default="multi", help="documents per training row")
+    parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of the embedder")
+    parser.add_argument("--device", help="of the embedder, such as cuda; default: the CPU")
+    parser.add_argument("--workers", type=int, help="threads; default: the cores")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew instead of going on")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, say where the corpus lies; 2 and one line on stderr for a user's mistake."""
+    given = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    from graft.retrieval.corpus.chunking import ChunkSettings
+    from graft.retrieval.corpus.document_sources import open_source
+    from graft.retrieval.corpus.embedder import ChunkEmbedder, EmbedderSettings, minilm_folder
+    from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
+
+    try:
+        source = open_source(given.input, given.glob, given.text_field, given.errors)
+        chunks = ChunkSettings(given.chunk_size, given.shard_chunks, max_chunks=given.max_chunks)
+        settings = PreparationSettings(chunks, given.neighbours, given.sequence_length, given.pack, given.workers)
+        encoder = given.embedder or minilm_folder()
+        embedder = ChunkEmbedder(encoder, settings=EmbedderSettings(given.pooling), device=given.device)
+        tokenizer = given.tokenizer or embedder.tokenizer
+        corpus = prepare_corpus(source, given.output, tokenizer, embedder, settings, given.overwrite)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"graft-build-database: {error}", file=sys.stderr)
+        return 2
+    logger.info("%d chunks and their neighbours are in %s", len(corpus), given.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
