@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from graft import UnlimiformerConfig, unlimiform
+from graft import UnlimiformerConfig, UnlimiformerLlamaConfig, UnlimiformerLlamaForCausalLM, unlimiform
 from graft.modeling.attachment import Attachment
 from graft.modeling.residual_tap import PLACES, tap_residual, tappable_layers
 from graft.modeling.transformers_compat import CACHE_ARGUMENT
@@ -236,6 +236,17 @@ def test_two_taps_and_a_memory_leave_in_any_order(order):
         left.discard(i)
         assert torch.equal(logits(model), alone[tuple(sorted(left))] if left else before)
     assert leftovers(model) == found
+
+
+def test_our_own_llama_is_tapped_as_the_stock_one():
+    stock = build("llama")
+    ours = UnlimiformerLlamaForCausalLM(UnlimiformerLlamaConfig(**SIZES)).to(torch.float64).eval()
+    ours.load_state_dict(stock.state_dict())
+    found = []
+    for model in (stock, ours):
+        tap_residual(Attachment(), model, 1, lambda hidden, keywords: curved(hidden))
+        found.append(logits(model))
+    assert torch.equal(*found)
 
 
 def test_a_later_tap_sees_what_an_earlier_one_added():
