@@ -63,7 +63,22 @@ class RetrievalPass:
         chunks, held = self.grid.continue_chunks(None if self.chunk is None else self.chunk.hidden, hidden)
         if self.chunk is not None:
             self.chunk.hidden = held
-        return None if self.retrieved is None else encode(self.retrieved, self.visible, chunks)
+        return None if self.retrieved is None else self._encode_present(chunks, encode)
+
+    def _encode_present(self, chunks: Tensor, encode: EncodeNeighbours) -> Tensor:
+        """Encode the neighbours of all chunks but those that have none, which get zeros that nothing will see."""
+        assert self.retrieved is not None
+        if self.visible is None:
+            return encode(self.retrieved, None, chunks)
+        present = self.visible.flatten(2).any(-1)  # (batch, chunks)
+        if present.all():
+            return encode(self.retrieved, self.visible, chunks)
+        if not present.any():
+            present[0, 0] = True  # so that every weight has a gradient in every process
+        some = (tensor[present][None] for tensor in (self.retrieved, self.visible, chunks))
+        encoded = encode(*some)
+        everywhere = encoded.new_zeros(*self.retrieved.shape, encoded.shape[-1])
+        return everywhere.index_put((present,), encoded[0])
 
     def tables(self, like: Tensor) -> tuple[Rotary, Rotary | None]:
         """Rotary tables of the queries' rows and of the neighbours' keys, in the dtype and on the device of `like`."""

@@ -17,7 +17,7 @@ from ..cache_layers import CacheLayerWrapper
 from ..residual_tap import tap_residual, tappable_layers
 from ..transformers_compat import CACHE_ARGUMENT, cache_of, take_cache
 from .retrieval_cache import OpenChunk, RetrievalCacheLayer, retrieval_layers
-from .retrieval_pass import begin_pass
+from .retrieval_pass import begin_pass, is_packed
 from .retriever import Retriever, retrieve_completed
 from .retrofit_adapter import KEYWORD, ForwardRetrieval, RetroFitAdapter
 
@@ -121,20 +121,23 @@ class RetrievalHook:
         return ForwardRetrieval(self.adapter, model.get_input_embeddings(), reading, layers)
 
     def _cache(self, model: PreTrainedModel, given: dict[str, Any], kwargs: dict[str, Any]) -> Cache | None:
-        """The cache of this pass, made here if the model would make one; while training only if asked for.
+        """The cache of this pass: the one given, or made here where the model would make one.
 
-        A cache is of no use in training, and hides from the base that rows are packed.
+        None is made for packed rows, whose documents a base finds only without a cache, and while training, which
+        has no use for it. Where layers are checkpointed the base drops any: computed again, they would complete
+        chunks again.
         """
-        wants = given.get("use_cache")
-        wants = bool(model.config.use_cache) and not model.training if wants is None else wants
         first = tappable_layers(model)[self.adapter.config.cross_attention_layers[0]]
         if first.gradient_checkpointing and model.training and torch.is_grad_enabled():
-            wants = False  # computing a layer again would complete chunks again
+            return None
         cache: Cache | None = cache_of(given)
-        if not wants or cache is not None:
-            if not wants and given.get("use_cache") is None:
-                kwargs["use_cache"] = False
-            return cache if wants else None
+        if cache is not None:
+            return cache
+        if given.get("use_cache") is None:
+            packed = is_packed(given.get("attention_mask"), given.get("position_ids"))
+            kwargs["use_cache"] = bool(model.config.use_cache) and not model.training and not packed
+        if not kwargs.get("use_cache", given.get("use_cache")):
+            return None
         take_cache(kwargs)
         kwargs[CACHE_ARGUMENT] = DynamicCache(config=model.config)
         return kwargs[CACHE_ARGUMENT]
