@@ -42,6 +42,7 @@ from graft.trainer.documentation import package_docstrings, package_folder, with
 PACKAGES = ("transformers", "peft", "accelerate")
 CHUNK, NEIGHBOURS, ROW = 32, 2, 256
 TRAIN_CHARACTERS, TEST_CHARACTERS = 1_200_000, 80_000
+RATE = 2e-3
 OPTIONS = {
     "chunk_size": CHUNK,
     "cross_attention_layers": [20, 23, 26, 29],
@@ -115,7 +116,7 @@ def evaluate(model, data, collate, kind: str, count: int) -> float:
 def train(handle: RetroFit, data, collate, minutes: float, check) -> list[tuple[float, float]]:
     """Train for some minutes of wall time; returns (rows read, loss) of each step. `check` is called now and then."""
     model, weights = handle.model, handle.trainable_parameters()
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
     loader = DataLoader(data, batch_size=2, shuffle=True, collate_fn=collate, drop_last=True)
     losses, started, spent, checks = [], time.monotonic(), 0.0, 0
     progress = tqdm(total=round(60 * minutes), unit="s", desc="train")
@@ -123,7 +124,7 @@ def train(handle: RetroFit, data, collate, minutes: float, check) -> list[tuple[
         for batch in loader:
             share = spent / (60 * minutes)
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * min(1.0, (len(losses) + 1) / 20) * max(0.05, 1 - share)
+                group["lr"] = RATE * min(1.0, (len(losses) + 1) / 20) * max(0.05, 1 - share)
             model.train()
             loss = model(**inputs_of(batch)).loss
             optimizer.zero_grad()
@@ -133,6 +134,7 @@ def train(handle: RetroFit, data, collate, minutes: float, check) -> list[tuple[
             losses.append((2.0 * (len(losses) + 1), loss.item()))
             spent = time.monotonic() - started
             progress.update(min(int(spent), progress.total) - progress.n)
+            progress.set_postfix(step=len(losses), loss=f"{loss.item():.3f}")
             if spent / (60 * minutes) >= (checks + 1) / 4:
                 checks += 1
                 before = time.monotonic()

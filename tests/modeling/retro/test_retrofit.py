@@ -175,10 +175,11 @@ def test_a_changed_token_moves_no_logit_before_it(decoders, family):
         assert torch.equal(logits(model, other, retrieved=retrieved)[:, :place], on[:, :place])
 
 
+@pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "olmo2"])
-def test_packed_documents_equal_each_alone(decoders, family):
+def test_packed_documents_equal_each_alone(decoders, family, trains):
     model, _ = decoders.fit(family)
-    model.train()  # in eval mode the base makes a cache, and then does not look for packed rows
+    model.train(trains)
     documents = [decoders.ids(1, length, seed=length) for length in (8, 12, 4)]
     retriever = decoders.Retriever()
     positions = torch.cat([torch.arange(document.shape[1]) for document in documents])[None]

@@ -109,6 +109,16 @@ def test_a_forward_pass_that_makes_its_cache_can_be_continued(decoders):
         model(ids[:, :4], **cache_argument(cache))
 
 
+def test_a_model_in_train_mode_generates_the_same(decoders):
+    model, handle = decoders.fit("llama", eos_token_id=None)
+    ids, retriever = decoders.ids(2, 6), decoders.Retriever()
+    expected = model.generate(**handle.inputs(ids, retriever=retriever), max_new_tokens=12, do_sample=False)
+    model.train()
+    found = model.generate(**handle.inputs(ids, retriever=retriever), max_new_tokens=12, do_sample=False)
+    assert torch.equal(found, expected)
+    assert handle.adapter.training
+
+
 def test_prompt_lookup_gives_the_tokens_of_greedy_decoding(decoders):
     model, handle = decoders.fit("llama", eos_token_id=None)
     ids, retriever = decoders.ids(1, 6).repeat(1, 2), decoders.Retriever()
