@@ -43,7 +43,9 @@ def make_adapter(model: PreTrainedModel, config: RetroFitConfig) -> RetroFitAdap
     tappable_layers(model)
     weight = model.get_input_embeddings().weight
     adapter = RetroFitAdapter(config.retro_config(model.config))
-    return adapter.to(weight.device, torch.promote_types(weight.dtype, torch.float32))  # type: ignore[arg-type]
+    adapter.to(torch.promote_types(weight.dtype, torch.float32))  # type: ignore[arg-type]
+    is_empty = adapter.encoder.output.weight.is_meta  # as PEFT wants it just before it loads weights
+    return adapter if is_empty else adapter.to(weight.device)  # type: ignore[arg-type]
 
 
 def retrieval_inputs(

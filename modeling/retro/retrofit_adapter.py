@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ...configuration.configuration_retro import RetroConfig
-from ..residual_tap import ResidualUpdate
 from .chunked_cross_attention import ChunkedCrossAttention
 from .neighbour_encoder import NeighbourEncoder
 from .normalisation import GatedRMSNorm, make_norm
@@ -71,16 +70,12 @@ class RetroFitAdapter(nn.Module):
         elif isinstance(module, GatedRMSNorm):
             nn.init.ones_(module.gate)
 
-    def update(self, index: int) -> ResidualUpdate:
-        """What the tap of decoder layer `index` calls."""
-
-        def read(hidden: Tensor, keywords: dict[str, Any]) -> Tensor | None:
-            retrieval = keywords.get(KEYWORD)
-            if not isinstance(retrieval, ForwardRetrieval) or retrieval.adapter is not self:
-                return None
-            return retrieval.read(index, hidden)
-
-        return read
+    def read(self, index: int, hidden: Tensor, keywords: dict[str, Any]) -> Tensor | None:
+        """What the tap of decoder layer `index` calls; see ResidualUpdate."""
+        retrieval = keywords.get(KEYWORD)
+        if not isinstance(retrieval, ForwardRetrieval) or retrieval.adapter is not self:
+            return None
+        return retrieval.read(index, hidden)
 
 
 class ForwardRetrieval:

@@ -6,6 +6,7 @@ chunk is complete, and puts the pass's ForwardRetrieval into a keyword. Without 
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,5 +156,5 @@ def install_retrieval(
 ) -> None:
     """Let `model` read neighbours with `adapter` until `attachment` is removed."""
     for index in adapter.config.cross_attention_layers:
-        tap_residual(attachment, model, index, adapter.update(index))
+        tap_residual(attachment, model, index, partial(adapter.read, index))  # copied with a copy of the model
     attachment.before(model, RetrievalHook(adapter, model, is_active))

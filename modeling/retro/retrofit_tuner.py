@@ -6,15 +6,17 @@ the tuner, and hooks on the base read them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft import mapping as peft_mapping
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache
 
-from ..attachment import Attachment
+from ..attachment import Attachment, device_of
 from .retriever import Retriever
 from .retrofit import WEIGHTS_PREFIX, has_retrieval, make_adapter, retrieval_inputs
 from .retrofit_config import PEFT_TYPE, RetroFitConfig
@@ -22,17 +24,27 @@ from .retrofit_hook import install_retrieval
 
 
 class RetroFitTunerLayer(nn.Module, BaseTunerLayer):
-    """Holds the adapters by name; PEFT asks it which of them are active, enabled and trained."""
+    """Holds the adapters by name; PEFT asks it which of them are active, enabled and trained.
+
+    Args:
+        device: of the base.
+    """
 
     adapter_layer_names = ("adapters",)
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.adapters = nn.ModuleDict()
 
     def uses(self, name: str) -> bool:
         """Whether the adapter `name` is to be used now."""
         return not self.disable_adapters and name in self.active_adapters
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Called when weights were loaded into an empty adapter; there is no base layer here to ask."""
+        if adapter_name in self.adapters:
+            self.adapters[adapter_name].to(self.device if device is None else device)
 
 
 class RetroFitTuner(BaseTuner):
@@ -57,12 +69,12 @@ class RetroFitTuner(BaseTuner):
         if "retrofit" not in self._modules:
             if has_retrieval(model):
                 raise RuntimeError("`model` has retrieval already: `remove()` or `unload()` it first.")
-            self.retrofit = RetroFitTunerLayer()
+            self.retrofit = RetroFitTunerLayer(device_of(self.model))
             self.attachments: dict[str, Attachment] = {}
         layer = self.retrofit
         attachment = Attachment()
         with attachment.installing():
-            install_retrieval(attachment, self.model, adapter, lambda: layer.uses(adapter_name))
+            install_retrieval(attachment, self.model, adapter, partial(layer.uses, adapter_name))
         self.attachments[adapter_name] = attachment
         layer.adapters[adapter_name] = adapter
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

@@ -1,5 +1,6 @@
 """Retro-fit as a PEFT method: what PEFT promises of its methods holds, and merging is refused by name."""
 
+import copy
 import json
 
 import pytest
@@ -214,6 +215,23 @@ def test_a_bfloat16_base_gets_float32_weights_unless_told_otherwise(decoders):
         assert {parameter.dtype for parameter in new_weights(model)} == {dtype}
         ids = decoders.ids(2, 13)
         assert logits(model, ids, retrieved=decoders.Retriever().retrieved(ids)).isfinite().all()
+
+
+def test_loading_into_empty_weights_gives_the_same(decoders, fitted, tmp_path):
+    model, _, ids, retrieved = fitted()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(decoders.build("llama"), tmp_path, low_cpu_mem_usage=True)
+    assert torch.equal(logits(loaded, ids, retrieved=retrieved), logits(model, ids, retrieved=retrieved))
+
+
+def test_a_copy_has_its_own_weights(decoders, fitted):
+    model, _, ids, retrieved = fitted()
+    found = logits(model, ids, retrieved=retrieved)
+    other = copy.deepcopy(model)
+    assert torch.equal(logits(other, ids, retrieved=retrieved), found)
+    decoders.shake(new_weights(other), seed=9)
+    assert not torch.equal(logits(other, ids, retrieved=retrieved), found)
+    assert torch.equal(logits(model, ids, retrieved=retrieved), found)
 
 
 def test_adapter_names_per_row_are_refused(fitted):
