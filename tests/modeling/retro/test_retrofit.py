@@ -229,6 +229,17 @@ def test_weights_are_float32_on_a_bfloat16_base(decoders):
     assert all(parameter.grad.isfinite().all() for parameter in handle.trainable_parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_gives_finite_gradients_also_where_a_chunk_has_no_neighbours(decoders, dtype):
+    model, handle = decoders.fit("llama", dtype=dtype)
+    ids = decoders.ids(2, 13)
+    retrieved = decoders.Retriever().retrieved(ids)
+    retrieved[0, 1] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        model.train()(ids, labels=ids, retrieved=retrieved).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in handle.trainable_parameters())
+
+
 # ---- Training
 
 
