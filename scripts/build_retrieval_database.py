@@ -34,6 +34,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--neighbours", type=int, default=4, help="stored per chunk")
     parser.add_argument("--sequence-length", type=int, default=2048, help="tokens of a training row")
     parser.add_argument("--pack", choices=("multi", "document"), default="multi", help="documents per training row")
+    parser.add_argument("--index", default="exact", help="exact, auto, ivf_flat, ivf_sq8, opq_ivf_pq or hnsw")
+    parser.add_argument("--index-memory", default="16G", help="budget of an index that is not exact, such as 500M")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of the embedder")
     parser.add_argument("--device", help="of the embedder, such as cuda; default: the CPU")
     parser.add_argument("--workers", type=int, help="threads; default: the cores")
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         source = open_source(given.input, given.glob, given.text_field, given.errors)
         chunks = ChunkSettings(given.chunk_size, given.shard_chunks, max_chunks=given.max_chunks)
-        settings = PreparationSettings(chunks, given.neighbours, given.sequence_length, given.pack, given.workers)
+        sizes = {"num_neighbours": given.neighbours, "sequence_length": given.sequence_length, "pack": given.pack}
+        index = {"index": given.index, "index_memory": given.index_memory}
+        settings = PreparationSettings(chunks, **sizes, **index, workers=given.workers)
         encoder = given.embedder or minilm_folder()
         embedder = ChunkEmbedder(encoder, settings=EmbedderSettings(given.pooling), device=given.device)
         tokenizer = given.tokenizer or embedder.tokenizer

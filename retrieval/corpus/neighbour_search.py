@@ -109,7 +109,7 @@ def _search_block(
     wide = _wide(queries)
     kept = min(k + SPARE, len(vectors))
     scores, ids, longest = _best_candidates(wide, vectors, kept, ranges, allowed)
-    exact = _exact_distances(queries, vectors, ids)
+    exact = exact_distances(queries, vectors, ids)
     order = np.lexsort((ids, exact))[:, :k]  # by distance, then by number
     ids, exact = np.take_along_axis(ids, order, 1), np.take_along_axis(exact, order, 1)
     unsure, least = _unsure(wide, scores[:, -1], exact[:, -1], longest)
@@ -196,7 +196,7 @@ def _top(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     return found, columns.gather(1, where)
 
 
-def _exact_distances(queries: np.ndarray, vectors: ShardedRows, ids: np.ndarray) -> np.ndarray:
+def exact_distances(queries: np.ndarray, vectors: ShardedRows, ids: np.ndarray) -> np.ndarray:
     """|q - v|^2 in float64, (count, kept); infinite for id -1."""
     found = torch.from_numpy(vectors.take(np.maximum(ids, 0).reshape(-1))).double().view(*ids.shape, -1)
     gaps = torch.from_numpy(np.ascontiguousarray(queries)).double()[:, None] - found
@@ -222,7 +222,7 @@ def _second_look(
     rows, ids = torch.cat(pairs).numpy().T
     exact = np.concatenate(
         [
-            _exact_distances(queries[rows[at : at + PAIRS]], vectors, ids[at : at + PAIRS, None])[:, 0]
+            exact_distances(queries[rows[at : at + PAIRS]], vectors, ids[at : at + PAIRS, None])[:, 0]
             for at in range(0, len(rows), PAIRS)
         ]
     )

@@ -6,11 +6,13 @@ import logging
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ..datastore import Datastore
 from .corpus import Corpus
+from .indexing import indexed_neighbours, open_index
 from .manifest import CorpusError, fingerprint
 from .neighbour_search import exact_neighbours
 from .stage import run_shards
@@ -25,6 +27,7 @@ def find_neighbours(
     folder: str | Path,
     num_neighbours: int = 4,
     database: Corpus | None = None,
+    index: Literal["exact", "stored"] = "exact",
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Corpus:
@@ -34,6 +37,7 @@ def find_neighbours(
         folder: of an embedded corpus.
         num_neighbours: to store; some more than training will use let it change or drop some later.
         database: where to look; by default the corpus itself, without the chunk's own document.
+        index: "exact" measures every pair; "stored" asks the index that `build_index` made, which is approximate.
         workers: threads; by default the cores. Their number changes no byte.
         overwrite: search again.
 
@@ -46,18 +50,28 @@ def find_neighbours(
         raise ValueError(f"`num_neighbours` must be at least 1, got {num_neighbours}.")
     corpus = Corpus(folder)
     corpus.manifest.require("embed")
-    settings: dict[str, Any] = {"num_neighbours": num_neighbours, "index": "exact", "database": None}
+    if index not in ("exact", "stored"):
+        raise ValueError(f'`index` must be "exact" or "stored", got {index!r}.')
+    settings: dict[str, Any] = {"num_neighbours": num_neighbours, "index": index, "database": None}
+    store = open_index(database or corpus) if index == "stored" else None
     if database is not None:
         _same_embedder(corpus, database)
         settings["database"] = {"name": str(database.folder), **database_identity(database)}
     else:
         _warn_of_few(corpus, num_neighbours)
-    compute = partial(neighbours_of_shard, k=num_neighbours, database=database, workers=workers or default_workers())
+    threads = workers or default_workers()
+    compute = partial(neighbours_of_shard, k=num_neighbours, database=database, store=store, workers=threads)
     return run_shards(folder, "neighbours", settings, compute, num_neighbours * (4 + 2), overwrite)
 
 
 def neighbours_of_shard(
-    corpus: Corpus, start: int, end: int, k: int, database: Corpus | None = None, workers: int = 1
+    corpus: Corpus,
+    start: int,
+    end: int,
+    k: int,
+    database: Corpus | None = None,
+    store: Datastore | None = None,
+    workers: int = 1,
 ) -> dict[str, np.ndarray]:
     """Ids (end - start, k) and distances of chunks start ... end - 1, under the suffixes of their files."""
     queries = corpus.embeddings.between(start, end)
@@ -66,7 +80,10 @@ def neighbours_of_shard(
     if database is None:
         own = corpus.document_of(np.arange(start, end))
         exclude = np.stack([corpus.documents[own], corpus.documents[own + 1]], 1)
-    ids, distances = exact_neighbours(queries, source.embeddings, k, exclude, workers=workers)
+    if store is None:
+        ids, distances = exact_neighbours(queries, source.embeddings, k, exclude, workers=workers)
+    else:
+        ids, distances = indexed_neighbours(queries, source, store, k, exclude)
     dtype = np.int32 if source.num_chunks < 2**31 else np.int64
     finite = np.isfinite(distances)
     distances[finite] = distances[finite].clip(max=LARGEST_DISTANCE)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from .chunking import ChunkSettings, tokenize_corpus
 from .corpus import Corpus
 from .corpus_retriever import embedder_of
-from .disk_space import corpus_bytes, format_bytes, require_space
+from .disk_space import corpus_bytes, format_bytes, parse_bytes, require_space
 from .document_sources import DocumentSource
 from .embedder import ChunkEmbedder
 from .embedding import embed_corpus
+from .index_choice import IndexChoice, choose_index
+from .indexing import build_index
 from .manifest import Manifest
 from .neighbours import find_neighbours
 from .packing import Pack, chunks_per_row, pack_sequences
 from .tokenizers_of_corpora import identify, load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+INDEXES = ("exact", "auto", "ivf_flat", "ivf_sq8", "opq_ivf_pq", "hnsw")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,9 @@ class PreparationSettings:
         sequence_length: tokens of a training row, a multiple of the chunk size.
         pack: "multi" lets documents share a row, "document" does not.
         workers: threads; by default the cores.
+        index: "exact" measures every pair of chunks; "auto" takes the most exact index that fits the budget, which is
+            exact up to 50,000 chunks; or a kind that `choose_index` knows.
+        index_memory: budget of the index, such as "500M".
     """
 
     chunks: ChunkSettings = field(default_factory=ChunkSettings)
@@ -40,8 +48,13 @@ class PreparationSettings:
     sequence_length: int = 2048
     pack: Pack = "multi"
     workers: int | None = None
+    index: str = "exact"
+    index_memory: str | int = "16G"
 
     def __post_init__(self) -> None:
+        parse_bytes(self.index_memory, "index_memory")
+        if self.index not in INDEXES:
+            raise ValueError(f"`index` must be one of {', '.join(INDEXES)}, got {self.index!r}.")
         chunks_per_row(self.sequence_length, self.chunks.chunk_size)
         if self.num_neighbours < 1:
             raise ValueError(f"`num_neighbours` must be at least 1, got {self.num_neighbours}.")
@@ -75,9 +88,13 @@ def prepare_corpus(
     tokenizer = load_tokenizer(tokenizer)
     if overwrite or not (Path(folder) / "manifest.json").exists():
         _check_space(source, folder, tokenizer, embedder, settings)
-    tokenize_corpus(source, folder, tokenizer, settings.chunks, overwrite=overwrite)
+    corpus = tokenize_corpus(source, folder, tokenizer, settings.chunks, overwrite=overwrite)
+    choice = _choice(len(corpus), embedder.width, settings)  # refused before the long work, not after
     embed_corpus(folder, embedder, settings.workers)
-    find_neighbours(folder, settings.num_neighbours, workers=settings.workers)
+    if choice.kind != "exact":
+        build_index(folder, choice)
+    index: Literal["exact", "stored"] = "exact" if choice.kind == "exact" else "stored"
+    find_neighbours(folder, settings.num_neighbours, index=index, workers=settings.workers)
     return pack_sequences(folder, settings.sequence_length, settings.pack)
 
 
@@ -109,7 +126,16 @@ def refresh_neighbours(folder: str | Path, num_neighbours: int | None = None, wo
     settings = Manifest.read(folder).stages.get("neighbours", {}).get("settings", {})
     count = num_neighbours or settings.get("num_neighbours", 4)
     database = Corpus(settings["database"]["name"]) if settings.get("database") else None
-    return find_neighbours(folder, count, database, workers, overwrite=True)
+    return find_neighbours(folder, count, database, settings.get("index", "exact"), workers, overwrite=True)
+
+
+def _choice(count: int, width: int, settings: PreparationSettings) -> IndexChoice:
+    if settings.index == "exact":  # read block by block from disk, so no budget applies
+        return IndexChoice("exact", 0, 0, "asked for")
+    kind = None if settings.index == "auto" else settings.index
+    choice = choose_index(count, width, settings.index_memory, settings.index_memory, kind)
+    logger.info("index %s: %s, about %s", choice.kind, choice.reason, format_bytes(choice.num_bytes))
+    return choice
 
 
 def _check_space(

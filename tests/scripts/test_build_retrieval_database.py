@@ -68,6 +68,17 @@ def test_jsonl_and_another_tokenizer(tmp_path, encoder):
     assert len(Corpus(tmp_path / "corpus").sequences) == 3
 
 
+def test_an_index_can_be_asked_for(texts, tmp_path, encoder, caplog):
+    pytest.importorskip("faiss", reason="the extra graft-transformers[faiss] is not installed")
+    with caplog.at_level("INFO"):
+        assert build(texts, tmp_path / "corpus", encoder, "--index", "hnsw") == 0
+        assert build(texts, tmp_path / "corpus", encoder, "--index", "hnsw") == 0
+    assert re.search(r"Datastore\(8 vectors of 16, hnsw.*recall@4 1\.0 on 8 chunks", caplog.text)
+    assert build(texts, tmp_path / "auto", encoder, "--index", "auto") == 0
+    assert not Corpus(tmp_path / "auto").manifest.files_of("index")
+    assert corpus_command("verify", tmp_path / "corpus") == 0
+
+
 def test_append_and_refresh(texts, tmp_path, encoder):
     build(texts, tmp_path / "corpus", encoder)
     more = tmp_path / "more"
@@ -88,6 +99,11 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(texts, tmp_path, encoder, c
     assert re.fullmatch(r"graft-build-database: no file in `folder` .*\n", capsys.readouterr().err)
     assert build(texts, tmp_path / "corpus", encoder, "--sequence-length", "15") == 2
     assert "must be a multiple of the corpus's chunk_size 4, got 15" in capsys.readouterr().err
+    assert build(texts, tmp_path / "corpus", encoder, "--index-memory", "100q") == 2
+    assert "`index_memory` must be a size such as 500M" in capsys.readouterr().err
+    assert build(texts, tmp_path / "corpus", encoder, "--index", "tree") == 2
+    assert "`index` must be one of exact, auto" in capsys.readouterr().err
+    assert not (tmp_path / "corpus").exists()
     assert corpus_command("verify", tmp_path / "absent") == 2
     assert re.fullmatch(r"graft-corpus verify: .* has no manifest\.json.*\n", capsys.readouterr().err)
 
