@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,13 @@ from .corpus import Corpus
 from .indexing import indexed_neighbours, open_index
 from .manifest import CorpusError, fingerprint
 from .neighbour_search import exact_neighbours
+from .overlap import shared_ngrams, without_near_duplicates
 from .stage import run_shards
 from .threads import default_workers
 
 logger = logging.getLogger(__name__)
 
+SPARE_FACTOR = 4
 LARGEST_DISTANCE = float(np.finfo(np.float16).max)
 
 
@@ -28,6 +31,7 @@ def find_neighbours(
     num_neighbours: int = 4,
     database: Corpus | None = None,
     index: Literal["exact", "stored"] = "exact",
+    max_overlap: float | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Corpus:
@@ -38,6 +42,8 @@ def find_neighbours(
         num_neighbours: to store; some more than training will use let it change or drop some later.
         database: where to look; by default the corpus itself, without the chunk's own document.
         index: "exact" measures every pair; "stored" asks the index that `build_index` made, which is approximate.
+        max_overlap: leave out near-duplicates, neighbours that share more than this of their 8-grams with the chunk;
+            four times as many are searched, and rows that still come short end with -1.
         workers: threads; by default the cores. Their number changes no byte.
         overwrite: search again.
 
@@ -52,42 +58,68 @@ def find_neighbours(
     corpus.manifest.require("embed")
     if index not in ("exact", "stored"):
         raise ValueError(f'`index` must be "exact" or "stored", got {index!r}.')
+    if max_overlap is not None and not 0 <= max_overlap <= 1:
+        raise ValueError(f"`max_overlap` must lie in 0 ... 1, got {max_overlap}.")
     settings: dict[str, Any] = {"num_neighbours": num_neighbours, "index": index, "database": None}
+    settings["max_overlap"] = max_overlap
     store = open_index(database or corpus) if index == "stored" else None
     if database is not None:
         _same_embedder(corpus, database)
         settings["database"] = {"name": str(database.folder), **database_identity(database)}
     else:
         _warn_of_few(corpus, num_neighbours)
-    threads = workers or default_workers()
-    compute = partial(neighbours_of_shard, k=num_neighbours, database=database, store=store, workers=threads)
+    search = NeighbourSearch(num_neighbours, database, store, max_overlap, workers or default_workers())
+    compute = partial(neighbours_of_shard, search=search)
     return run_shards(folder, "neighbours", settings, compute, num_neighbours * (4 + 2), overwrite)
 
 
-def neighbours_of_shard(
-    corpus: Corpus,
-    start: int,
-    end: int,
-    k: int,
-    database: Corpus | None = None,
-    store: Datastore | None = None,
-    workers: int = 1,
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class NeighbourSearch:
+    """How the neighbours of a shard are found.
+
+    Args:
+        k: neighbours per chunk.
+        database: where; None is the corpus itself without the chunk's own document.
+        store: an index to ask; None measures every pair.
+        max_overlap: neighbours that share more of their 8-grams with the chunk are left out; None keeps all.
+        workers: threads.
+    """
+
+    k: int
+    database: Corpus | None = None
+    store: Datastore | None = None
+    max_overlap: float | None = None
+    workers: int = 1
+
+
+def neighbours_of_shard(corpus: Corpus, start: int, end: int, search: NeighbourSearch) -> dict[str, np.ndarray]:
     """Ids (end - start, k) and distances of chunks start ... end - 1, under the suffixes of their files."""
     queries = corpus.embeddings.between(start, end)
-    source = database or corpus
+    source = search.database or corpus
     exclude = None
-    if database is None:
+    if search.database is None:
         own = corpus.document_of(np.arange(start, end))
         exclude = np.stack([corpus.documents[own], corpus.documents[own + 1]], 1)
-    if store is None:
-        ids, distances = exact_neighbours(queries, source.embeddings, k, exclude, workers=workers)
+    k = search.k if search.max_overlap is None else SPARE_FACTOR * search.k
+    if search.store is None:
+        ids, distances = exact_neighbours(queries, source.embeddings, k, exclude, workers=search.workers)
     else:
-        ids, distances = indexed_neighbours(queries, source, store, k, exclude)
+        ids, distances = indexed_neighbours(queries, source, search.store, k, exclude)
+    if search.max_overlap is not None:
+        overlaps = _overlaps(corpus.tokens.between(start, end), source, ids)
+        ids, distances = without_near_duplicates(ids, distances, overlaps, search.max_overlap)
+        ids, distances = ids[:, : search.k], distances[:, : search.k]
     dtype = np.int32 if source.num_chunks < 2**31 else np.int64
     finite = np.isfinite(distances)
     distances[finite] = distances[finite].clip(max=LARGEST_DISTANCE)
     return {".ids.npy": ids.astype(dtype), ".distances.npy": distances.astype(np.float16)}
+
+
+def _overlaps(chunks: np.ndarray, source: Corpus, ids: np.ndarray) -> np.ndarray:
+    """(count, k) shares of the neighbours' 8-grams that are in the chunk."""
+    passages = source.passages(ids.reshape(-1), source.chunk_size)
+    repeated = np.repeat(chunks.astype(np.int64), ids.shape[1], axis=0)
+    return shared_ngrams(repeated, passages, source.pad_token_id).reshape(ids.shape)
 
 
 def database_identity(database: Corpus) -> dict[str, str]:

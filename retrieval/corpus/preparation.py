@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -115,7 +116,7 @@ def append_documents(
     if embedder is not None:
         embed_corpus(folder, embedder, workers)
     if "neighbours" in stages:
-        find_neighbours(folder, stages["neighbours"]["settings"]["num_neighbours"], workers=workers)
+        find_neighbours(folder, **_neighbour_settings(stages["neighbours"]["settings"]), workers=workers)
     if "pack" in stages:
         pack_sequences(folder, **stages["pack"]["settings"])
     return Corpus(folder)
@@ -123,10 +124,18 @@ def append_documents(
 
 def refresh_neighbours(folder: str | Path, num_neighbours: int | None = None, workers: int | None = None) -> Corpus:
     """Search all neighbours again, as is due after documents were appended."""
-    settings = Manifest.read(folder).stages.get("neighbours", {}).get("settings", {})
-    count = num_neighbours or settings.get("num_neighbours", 4)
-    database = Corpus(settings["database"]["name"]) if settings.get("database") else None
-    return find_neighbours(folder, count, database, settings.get("index", "exact"), workers, overwrite=True)
+    manifest = Manifest.read(folder)
+    manifest.require("neighbours")
+    settings = _neighbour_settings(manifest.stages["neighbours"]["settings"])
+    if num_neighbours is not None:
+        settings["num_neighbours"] = num_neighbours
+    return find_neighbours(folder, **settings, workers=workers, overwrite=True)
+
+
+def _neighbour_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `find_neighbours` that a corpus recorded."""
+    database = recorded["database"]
+    return {**recorded, "database": Corpus(database["name"]) if database is not None else None}
 
 
 def _choice(count: int, width: int, settings: PreparationSettings) -> IndexChoice:
