@@ -144,11 +144,18 @@ class RetrievalHook:
         return kwargs[CACHE_ARGUMENT]
 
 
-def _local_mask(mask: Tensor | None, ids: Tensor, chunk: OpenChunk | None) -> Tensor | None:
-    """The columns of a mask that stand for tokens, without those of a memory in front of them."""
+def _local_mask(mask: Any, ids: Tensor, chunk: OpenChunk | None) -> Tensor | None:
+    """The columns of a mask that stand for tokens, without those of a memory in front of them.
+
+    Masks that `generate` prepared for a static cache stay as they are: the positions tell what is padding then. Where
+    layers differ there is one for each kind, by name; any will do.
+    """
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
     if mask is None or mask.dim() != 2:
         return mask
-    return mask[:, mask.shape[1] - ids.shape[1] - (0 if chunk is None else chunk.past) :]
+    columns: Tensor = mask[:, mask.shape[1] - ids.shape[1] - (0 if chunk is None else chunk.past) :]
+    return columns
 
 
 def install_retrieval(

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from graft import UnlimiformerConfig, unlimiform
 from graft.modeling.retro.retriever import CachingRetriever, FixedNeighbours
@@ -107,6 +107,19 @@ def test_a_forward_pass_that_makes_its_cache_can_be_continued(decoders):
     torch.testing.assert_close(second.logits, expected[:, 8:], rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="`retrieved` is missing: this pass completes 1 chunks"):
         model(ids[:, :4], **cache_argument(cache))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_static_cache_gives_the_same_tokens(decoders, family):
+    model, handle = decoders.fit(family, eos_token_id=None)
+    retriever = decoders.Retriever()
+    ids = decoders.ids(2, 9)
+    ids[1, :3] = 1
+    mask, options = (ids != 1).long(), {"max_new_tokens": 14, "do_sample": False}
+    expected = model.generate(**handle.inputs(ids, mask, retriever), **options)
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    found = model.generate(**handle.inputs(ids, mask, retriever, cache), **options, disable_compile=True)
+    assert torch.equal(found, expected)
 
 
 def test_a_model_in_train_mode_generates_the_same(decoders):
