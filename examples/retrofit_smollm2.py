@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import sys
 import time
 from collections import defaultdict
@@ -50,6 +51,12 @@ OPTIONS = {
     "encoder_intermediate_size": 1152,
     "task_type": "CAUSAL_LM",
 }
+NAMES = {"true": "with their neighbours", "none": "without (the stock model)", "random": "with others' neighbours"}
+KINDS = tuple(NAMES)
+PROMPT = """Initializing with a config file does not load the weights associated with the model.
+
+    Args:
+        config: Model configuration class with all the parameters of the model."""
 
 
 def write_documents(folder: Path) -> None:
@@ -159,52 +166,65 @@ def draw(folder: Path, losses, curves, rows) -> Path:
     return folder / "retrofit.html"
 
 
-def main(argv=None) -> int:
+def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default=".cache/smollm2-135m-instruct")
     parser.add_argument("--run", type=Path, default=Path("runs/retrofit"))
     parser.add_argument("--minutes", type=float, default=10.0, help="of training")
     parser.add_argument("--rows", type=int, default=32, help="held-out rows that are scored at the end")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--go-on", action="store_true", help="train the adapter of the run further")
+    return parser.parse_args(argv)
+
+
+def fit_and_measure(model, corpora, arguments) -> tuple[RetroFit, dict, list]:
+    """Train, and score held-out rows before, meanwhile and after: the handle, all figures, losses while training."""
+    corpus, held_out = corpora
+    data, test = RetroDataset(corpus, NEIGHBOURS), RetroDataset(held_out, NEIGHBOURS)
+    collate = DataCollatorForRetro(corpus.pad_token_id)
+    figures = {"training_rows": 0.0, "steps": 0, "curves": {kind: [[], []] for kind in KINDS}}
+    if arguments.go_on:
+        handle = RetroFit.from_pretrained(model, arguments.run / "adapter")
+        figures = json.loads((arguments.run / "figures.json").read_text())
+    else:
+        handle = retrofit(model, RetroFitConfig(**OPTIONS, pad_token_id=corpus.pad_token_id))
+    print(f"{handle}\n{corpus}\nheld out: {held_out}", flush=True)
+    nothing = evaluate(model, test, collate, "none", 8)
+
+    def check(losses) -> None:
+        for kind, (x, y) in figures["curves"].items():
+            x.append(figures["training_rows"] + (losses[-1][0] if losses else 0.0))
+            y.append(nothing if kind == "none" else evaluate(model, test, collate, kind, 8))
+        found = ", ".join(f"{kind} {y[-1]:.3f}" for kind, (_, y) in figures["curves"].items())
+        tqdm.write(f"{figures['curves']['true'][0][-1]:.0f} rows: {found}")
+
+    if not arguments.go_on:
+        check([])
+    torch.manual_seed(figures["steps"])
+    losses = train(handle, data, collate, arguments.minutes, check)
+    losses = [(figures["training_rows"] + rows, loss) for rows, loss in losses]
+    figures["final"] = {kind: evaluate(model, test, collate, kind, arguments.rows) for kind in KINDS}
+    figures |= {"training_rows": losses[-1][0], "steps": figures["steps"] + len(losses)}
+    handle.save_pretrained(arguments.run / "adapter")
+    (arguments.run / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return handle, figures, losses
+
+
+def main(argv=None) -> int:
+    arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    corpus, held_out = prepare(arguments.run, tokenizer)
-    data = RetroDataset(corpus, NEIGHBOURS)
-    test = RetroDataset(held_out, NEIGHBOURS)
-    collate = DataCollatorForRetro(corpus.pad_token_id)
-    handle = retrofit(model, RetroFitConfig(**OPTIONS, pad_token_id=corpus.pad_token_id))
-    print(f"{handle}\n{corpus}\nheld out: {held_out}", flush=True)
-    curves = {kind: ([], []) for kind in ("true", "none", "random")}
-    nothing = evaluate(model, test, collate, "none", 8)
-
-    def check(losses) -> None:
-        for kind, (x, y) in curves.items():
-            x.append(losses[-1][0] if losses else 0.0)
-            y.append(nothing if kind == "none" else evaluate(model, test, collate, kind, 8))
-        tqdm.write(
-            f"{curves['true'][0][-1]:.0f} rows: " + ", ".join(f"{k} {y[-1]:.3f}" for k, (_, y) in curves.items())
-        )
-
-    check([])
-    losses = train(handle, data, collate, arguments.minutes, check)
-    final = {kind: evaluate(model, test, collate, kind, arguments.rows) for kind in curves}
-    names = {"true": "with their neighbours", "none": "without (the stock model)", "random": "with others' neighbours"}
-    rows = [(names[kind], loss, float(torch.tensor(loss).exp())) for kind, loss in final.items()]
+    corpora = prepare(arguments.run, tokenizer)
+    handle, figures, losses = fit_and_measure(model, corpora, arguments)
+    rows = [(NAMES[kind], loss, math.exp(loss)) for kind, loss in figures["final"].items()]
     for name, loss, perplexity in rows:
         print(f"{name:28} loss {loss:.4f}  perplexity {perplexity:.3f}")
-    handle.save_pretrained(arguments.run / "adapter")
-    figures = {"final": final, "curves": curves, "training_rows": losses[-1][0], "steps": len(losses)}
-    (arguments.run / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    prompt = tokenizer(
-        "Args:\n    config: the configuration of the model. Initializing with a config file does not load"
-    )
-    ids = torch.tensor([prompt["input_ids"] * 2])
-    retriever = CorpusRetriever(corpus, num_neighbours=NEIGHBOURS)
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    retriever = CorpusRetriever(corpora[0], num_neighbours=NEIGHBOURS)
     found = model.eval().generate(**handle.inputs(ids, retriever=retriever), max_new_tokens=40, do_sample=False)
     print("generated with retrieval:", tokenizer.decode(found[0, ids.shape[1] :]))
-    print("page:", draw(arguments.run, losses, curves, rows))
+    print("page:", draw(arguments.run, losses, figures["curves"], rows))
     return 0
 
 
