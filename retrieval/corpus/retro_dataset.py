@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from .corpus import Corpus
@@ -68,46 +70,62 @@ class RetroDataset(Dataset[Any]):
             int64 tensors input_ids (t,), labels (t,), position_ids (t,), document_offsets (pieces,) and retrieved
             (chunks, neighbours, neighbour_length).
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"the data set has {len(self)} rows, got index {index}.")
-        start, count = map(int, self.corpus.sequences[index])
-        if self.legacy:
-            retrieved = self._retrieved(start, count, np.zeros(count, dtype=bool))
-            return torch.from_numpy(self._legacy_ids(start, count)), torch.from_numpy(retrieved)
-        ids, real, starts, ends = self._row(start, count)
-        labels = np.where(real, ids, NO_LOSS)
-        labels[starts * self.corpus.chunk_size] = NO_LOSS
-        offsets = starts * self.corpus.chunk_size
-        positions = np.arange(self.sequence_length)
-        positions -= np.repeat(offsets, np.diff(offsets, append=self.sequence_length))
-        retrieved = self._retrieved(start, count, ends)
-        arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "document_offsets": offsets}
-        return {name: torch.from_numpy(array) for name, array in {**arrays, "retrieved": retrieved}.items()}
+        return self.__getitems__([index])[0]
 
-    def _row(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Ids and what of them is real, (t,) each; the chunks that begin a piece; which chunks (count,) end one."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """The rows of a batch, gathered together; a DataLoader asks for them so."""
+        if wrong := [index for index in indices if not -len(self) <= index < len(self)]:
+            raise IndexError(f"the data set has {len(self)} rows, got index {wrong[0]}.")
+        rows = self.corpus.sequences[np.asarray(indices, dtype=np.int64)]
+        return self._legacy_items(rows) if self.legacy else self._items(rows)
+
+    def _items(self, rows: np.ndarray) -> list[dict[str, Tensor]]:
         corpus, size = self.corpus, self.corpus.chunk_size
-        ids = np.full(self.sequence_length, corpus.pad_token_id, dtype=np.int64)
-        ids[: count * size] = corpus.tokens.between(start, start + count).reshape(-1)
-        first, last = corpus.document_of(np.asarray([start, start + count - 1]))
-        lengths = np.zeros(self.sequence_length // size, dtype=np.int64)
-        lengths[:count] = size
-        document_ends = corpus.documents[first + 1 : last + 2] - start  # of the documents in the row
-        inside = document_ends <= count
-        lengths[document_ends[inside] - 1] = corpus.last_lengths[first : last + 1][inside]
-        real = (np.arange(size) < lengths[:, None]).reshape(-1)
-        ends = np.zeros(count, dtype=bool)
-        ends[document_ends[inside] - 1] = True
-        ends[-1] = True
-        return ids, real, np.concatenate([[0], document_ends[:-1]]), ends
+        columns = np.arange(self.sequence_length // size)
+        inside = columns < rows[:, 1:]  # (batch, chunks)
+        chunks = np.where(inside, rows[:, :1] + columns, 0)
+        own = corpus.document_of(chunks)
+        ends = chunks + 1 == corpus.documents[own + 1]
+        begins = inside & ((chunks == corpus.documents[own]) | (columns == 0))
+        ids = self._tokens(chunks, inside)
+        lengths = np.where(inside, np.where(ends, corpus.last_lengths[own], size), 0)
+        labels = np.where(np.arange(size) < lengths[:, :, None], ids, NO_LOSS)
+        labels[begins, 0] = NO_LOSS
+        since = columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)  # chunks since the piece began
+        arrays = {
+            "input_ids": ids.reshape(len(rows), -1),
+            "labels": labels.reshape(len(rows), -1),
+            "position_ids": (since[:, :, None] * size + np.arange(size)).reshape(len(rows), -1),
+            "retrieved": self._retrieved(chunks, inside & ~ends & (columns + 1 < rows[:, 1:])),
+        }
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        offsets = [torch.from_numpy(np.flatnonzero(row) * size) for row in begins]
+        return [
+            {**{name: tensor[index] for name, tensor in batch.items()}, "document_offsets": offsets[index]}
+            for index in range(len(rows))
+        ]
 
-    def _retrieved(self, start: int, count: int, unread: np.ndarray) -> np.ndarray:
-        """(chunks of a whole row, neighbours, neighbour_length) int64."""
-        wanted = np.full((self.sequence_length // self.corpus.chunk_size, self.num_neighbours), -1, dtype=np.int64)
-        wanted[:count] = self.corpus.neighbours.between(start, start + count)[:, : self.num_neighbours]
-        wanted[:count][unread] = -1
-        passages = self.database.passages(wanted.reshape(-1), self.neighbour_length)
-        return passages.reshape(*wanted.shape, self.neighbour_length)
+    def _tokens(self, chunks: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """(batch, chunks, chunk_size) int64, padding where a row has no chunk."""
+        ids = self.corpus.tokens.take(chunks.reshape(-1)).astype(np.int64).reshape(*chunks.shape, -1)
+        ids[~inside] = self.corpus.pad_token_id
+        return ids
+
+    def _retrieved(self, chunks: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """(batch, chunks, neighbours, neighbour_length) int64, all padding for chunks that are not `read`."""
+        found = self.corpus.neighbours.take(chunks[read])[:, : self.num_neighbours]
+        shape = (*chunks.shape, self.num_neighbours, self.neighbour_length)
+        retrieved = np.full(shape, self.database.pad_token_id, dtype=np.int64)
+        passages = self.database.passages(found.astype(np.int64).reshape(-1), self.neighbour_length)
+        retrieved[read] = passages.reshape(-1, self.num_neighbours, self.neighbour_length)
+        return retrieved
+
+    def _legacy_items(self, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+        columns = np.arange(self.sequence_length // self.corpus.chunk_size)
+        inside = columns < rows[:, 1:]
+        retrieved = torch.from_numpy(self._retrieved(np.where(inside, rows[:, :1] + columns, 0), inside))
+        ids = [torch.from_numpy(self._legacy_ids(int(start), int(count))) for start, count in rows]
+        return list(zip(ids, retrieved, strict=True))
 
     def _legacy_ids(self, start: int, count: int) -> np.ndarray:
         """(t + 1,) ids: the row and the first token after it, if that is of the same document."""

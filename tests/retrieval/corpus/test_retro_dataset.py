@@ -66,6 +66,16 @@ def test_rows_equal_those_gathered_token_by_token(tmp_path, build, corpus, pack,
         assert {name: tensor.tolist() for name, tensor in row.items()} == expected
 
 
+def test_rows_gathered_together_are_those_gathered_alone(corpus):
+    for legacy in (False, True):
+        rows = RetroDataset(corpus, legacy=legacy)
+        asked = [2, 0, len(rows) - 1, 2]
+        for together, index in zip(rows.__getitems__(asked), asked, strict=True):
+            alone = rows[index]
+            pairs = zip(together, alone, strict=True) if legacy else ((together[k], alone[k]) for k in alone)
+            assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
 def test_labels_hold_every_token_that_can_be_predicted_once(corpus):
     rows = RetroDataset(corpus)
     labelled = torch.cat([row["labels"] for row in rows])
