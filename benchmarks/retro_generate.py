@@ -3,9 +3,9 @@
 python benchmarks/retro_generate.py --shape small --tokens 256
 python benchmarks/retro_generate.py --shape small --tokens 256 --original PATH   # the folder holding retro_pytorch/
 
-Greedy, batch 1, dropout 0, fixed neighbours (their cost is printed apart), chunk boundaries included. The plain decoder
-is the same model without a retriever: its layers compute no cross-attention. "recompute" is our model without a cache.
-Prints milliseconds a token (median, p95, at boundaries), ratios in the same round, and memory.
+Greedy, batch 1, dropout 0, fixed neighbours (their cost is printed apart), chunk boundaries included. The plain
+decoder is the same model without a retriever: its layers compute no cross-attention. "recompute" is our model without
+a cache. Prints milliseconds a token (median, p95, at boundaries) and the ratio of whole times in the same round.
 """
 
 import argparse

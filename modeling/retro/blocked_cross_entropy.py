@@ -21,8 +21,10 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         needs = context.needs_input_grad
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs[0] else None
-        grad_weight = torch.zeros_like(weight) if needs[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        grad_weight = (
+            torch.zeros_like(weight, dtype=total.dtype) if needs[1] else None
+        )  # sums over blocks: not in half
+        grad_bias = torch.zeros_like(bias, dtype=total.dtype) if bias is not None and needs[2] else None
         for rows, labels, place in zip(
             hidden.split(block), targets.split(block), torch.arange(len(targets)).split(block), strict=True
         ):
@@ -33,10 +35,14 @@ class _BlockedCrossEntropy(torch.autograd.Function):
             gradient = gradient.to(rows.dtype)
             if grad_hidden is not None:
                 grad_hidden[place] = gradient @ weight
-            if grad_weight is not None:
+            if grad_weight is not None and grad_weight.dtype == rows.dtype:
                 grad_weight.addmm_(gradient.T, rows)
+            elif grad_weight is not None:
+                grad_weight += gradient.T @ rows
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
         context.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 

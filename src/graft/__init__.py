@@ -14,18 +14,27 @@ _PUBLIC = {
     "AttentionReport": "graft.modeling.unlimiformer.report",
     "CachingRetriever": "graft.modeling.retro.retriever",
     "CallableRetriever": "graft.modeling.retro.retriever",
+    "ChunkEmbedder": "graft.retrieval.corpus.embedder",
+    "Corpus": "graft.retrieval.corpus.corpus",
+    "CorpusRetriever": "graft.retrieval.corpus.corpus_retriever",
+    "DataCollatorForRetro": "graft.retrieval.corpus.retro_collator",
     "FixedNeighbours": "graft.modeling.retro.retriever",
     "GraftSeq2SeqTrainer": "graft.trainer.trainer",
     "GraftTrainer": "graft.trainer.trainer",
     "Memory": "graft.modeling.unlimiformer.memory",
     "RetroConfig": "graft.configuration.configuration_retro",
+    "RetroDataset": "graft.retrieval.corpus.retro_dataset",
+    "RetroFit": "graft.modeling.retro.retrofit",
+    "RetroFitConfig": "graft.modeling.retro.retrofit_config",
     "RetroForCausalLM": "graft.modeling.retro.modeling_retro",
     "RetroModel": "graft.modeling.retro.modeling_retro",
+    "RetroTrainer": "graft.trainer.retro_trainer",
     "UnlimiformerBart": "graft.modeling.unlimiformer.modeling_unlimiformer_bart",
     "UnlimiformerBartConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerLlamaConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerLlamaForCausalLM": "graft.modeling.unlimiformer.modeling_unlimiformer_llama",
+    "retrofit": "graft.modeling.retro.retrofit",
     "unlimiform": "graft.modeling.unlimiformer.attach",
 }
 
@@ -60,6 +69,9 @@ if TYPE_CHECKING:
     from graft.modeling.retro.retriever import CachingRetriever as CachingRetriever
     from graft.modeling.retro.retriever import CallableRetriever as CallableRetriever
     from graft.modeling.retro.retriever import FixedNeighbours as FixedNeighbours
+    from graft.modeling.retro.retrofit import RetroFit as RetroFit
+    from graft.modeling.retro.retrofit import retrofit as retrofit
+    from graft.modeling.retro.retrofit_config import RetroFitConfig as RetroFitConfig
     from graft.modeling.unlimiformer.attach import unlimiform as unlimiform
     from graft.modeling.unlimiformer.memory import Memory as Memory
     from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart as UnlimiformerBart
@@ -67,5 +79,11 @@ if TYPE_CHECKING:
         UnlimiformerLlamaForCausalLM as UnlimiformerLlamaForCausalLM,
     )
     from graft.modeling.unlimiformer.report import AttentionReport as AttentionReport
+    from graft.retrieval.corpus.corpus import Corpus as Corpus
+    from graft.retrieval.corpus.corpus_retriever import CorpusRetriever as CorpusRetriever
+    from graft.retrieval.corpus.embedder import ChunkEmbedder as ChunkEmbedder
+    from graft.retrieval.corpus.retro_collator import DataCollatorForRetro as DataCollatorForRetro
+    from graft.retrieval.corpus.retro_dataset import RetroDataset as RetroDataset
+    from graft.trainer.retro_trainer import RetroTrainer as RetroTrainer
     from graft.trainer.trainer import GraftSeq2SeqTrainer as GraftSeq2SeqTrainer
     from graft.trainer.trainer import GraftTrainer as GraftTrainer

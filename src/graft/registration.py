@@ -1,4 +1,4 @@
-"""The one place where our classes become known to transformers' Auto classes.
+"""The one place where our classes become known to transformers' Auto classes and to PEFT.
 
 Runs when a public name of graft is first touched, or by `import graft.registration`. Running it again changes nothing.
 """
@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from graft.configuration.configuration_retro import RetroConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerBartConfig, UnlimiformerLlamaConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
+from graft.modeling.retro.retrofit_tuner import register_with_peft
 from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart
 from graft.modeling.unlimiformer.modeling_unlimiformer_llama import UnlimiformerLlamaForCausalLM
 
@@ -21,3 +22,5 @@ _REGISTERED = (
 for _config_class, _auto_class, _model_class in _REGISTERED:
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     _auto_class.register(_config_class, _model_class, exist_ok=True)
+
+register_with_peft()

@@ -442,3 +442,19 @@ def test_positions_beyond_learned_ones_are_refused():
     ids, retrieved = random_inputs(0, 1, 9)
     with pytest.raises(ValueError, match="position 8, .* end at `max_position_embeddings` 8"):
         model(ids, retrieved=retrieved)
+
+
+@pytest.mark.parametrize("kind", ["autocast", "weights"])
+def test_bfloat16_is_near_single_precision(kind):
+    model = tiny_model().float().train()
+    ids, retrieved = random_inputs(11, 2, 13)
+    retrieved[0, 1, 0] = 0
+    expected = model(ids, retrieved=retrieved, labels=ids).loss
+    if kind == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, retrieved=retrieved, labels=ids).loss
+    else:
+        loss = model.bfloat16()(ids, retrieved=retrieved, labels=ids).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
