@@ -29,8 +29,9 @@ class _BlockedCrossEntropy(torch.autograd.Function):
             hidden.split(block), targets.split(block), torch.arange(len(targets)).split(block), strict=True
         ):
             logits = torch.nn.functional.linear(rows, weight, bias).to(total.dtype)
-            total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            gradient = logits.softmax(-1)
+            log_shares = logits.log_softmax(-1)
+            total -= log_shares.gather(1, labels[:, None]).sum()
+            gradient = log_shares.exp_()  # softmax(logits) less one at the label
             gradient[torch.arange(len(labels)), labels] -= 1
             gradient = gradient.to(rows.dtype)
             if grad_hidden is not None:
