@@ -20,28 +20,28 @@ class _BlockedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs = context.needs_input_grad
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        # Sums over blocks are kept in the wide type; what one block gives alone is not.
         grad_hidden = torch.empty_like(hidden) if needs[0] else None
-        grad_weight = (
-            torch.zeros_like(weight, dtype=total.dtype) if needs[1] else None
-        )  # sums over blocks: not in half
+        grad_weight = torch.zeros_like(weight, dtype=total.dtype) if needs[1] else None
         grad_bias = torch.zeros_like(bias, dtype=total.dtype) if bias is not None and needs[2] else None
-        for rows, labels, place in zip(
-            hidden.split(block), targets.split(block), torch.arange(len(targets)).split(block), strict=True
-        ):
-            logits = torch.nn.functional.linear(rows, weight, bias).to(total.dtype)
-            log_shares = logits.log_softmax(-1)
+        for start in range(0, len(targets), block):
+            part = slice(start, start + block)
+            rows, labels = hidden[part], targets[part]
+            log_shares = torch.nn.functional.linear(rows, weight, bias).to(total.dtype).log_softmax(-1)
             total -= log_shares.gather(1, labels[:, None]).sum()
-            gradient = log_shares.exp_()  # softmax(logits) less one at the label
-            gradient[torch.arange(len(labels)), labels] -= 1
+            if not any(needs):
+                continue
+            gradient = log_shares.exp_()  # softmax(logits), less one at the label
+            gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
             gradient = gradient.to(rows.dtype)
             if grad_hidden is not None:
-                grad_hidden[place] = gradient @ weight
+                grad_hidden[part] = gradient @ weight
             if grad_weight is not None and grad_weight.dtype == rows.dtype:
                 grad_weight.addmm_(gradient.T, rows)
             elif grad_weight is not None:
                 grad_weight += gradient.T @ rows
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
         context.save_for_backward(grad_hidden, grad_weight, grad_bias)
