@@ -31,6 +31,7 @@ def offer_memory(
     layer, past = memory_layer(cache, module.layer_idx)  # type: ignore[arg-type]
     if layer is None:
         return None
+    layer.offer()
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     if kwargs.get("key_value_states") is not None:  # cross-attention: self-attention has counted this step already
         past -= hidden.shape[1]

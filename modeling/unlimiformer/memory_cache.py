@@ -148,6 +148,24 @@ class MemoryCacheLayer(CacheLayerWrapper):
     ) -> None:
         super().__init__(inner)
         self.index, self.rows, self.memory, self.shift, self.record = index, rows, memory, shift, record
+        self.is_offered = False
+
+    def offer(self) -> None:
+        """Called before each forward of the attention module that will read the memory."""
+        self.is_offered = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take in local tokens.
+
+        Raises:
+            RuntimeError: the model is not attached, so it would pass over the memory in silence.
+        """
+        if self.memory is not None and not self.is_offered:
+            raise RuntimeError(
+                "this cache holds a memory and the model cannot read it: call it inside `with unlimiform(model, ...)`."
+            )
+        self.is_offered = False
+        return super().update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> int:
         return self.shift + self.inner.get_seq_length()

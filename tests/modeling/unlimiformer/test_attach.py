@@ -171,12 +171,16 @@ def test_a_removed_handle_refuses_use_and_says_so(tiny):
 
 
 def test_a_memory_given_to_a_model_without_handle_does_not_answer_from_thin_air(tiny):
-    """The encoder's placeholder is NaN, so an encoder-decoder's logits are too; a decoder would look plausible."""
-    model = tiny.model("bart")
+    """The encoder's placeholder is NaN, so an encoder-decoder's logits are too; a decoder's would look plausible."""
+    model, decoder = tiny.model("bart"), tiny.model("llama")
     with unlimiform(model, UnlimiformerConfig(**SOME)) as handle:
         memory = handle.remember(tiny.ids(2, LENGTH))
     with torch.no_grad():
         assert model(**asked(model, tiny, memory)).logits.isnan().all()
+    with unlimiform(decoder, UnlimiformerConfig(**SOME)) as handle:
+        inputs = asked(decoder, tiny, handle.remember(tiny.ids(2, LENGTH)))
+    with pytest.raises(RuntimeError, match=r"this cache holds a memory and the model cannot read it.*unlimiform"):
+        decoder(**inputs)
 
 
 def test_removing_twice_does_nothing(tiny):
