@@ -40,11 +40,12 @@ LLAMA = {
 class Clock(transformers.LogitsProcessor):
     """Notes the time at which each token's logits were ready."""
 
-    def __init__(self) -> None:
+    def __init__(self, now) -> None:
+        self.now = now
         self.ticks: list[float] = []
 
     def __call__(self, input_ids, scores):
-        self.ticks.append(time.perf_counter())
+        self.ticks.append(self.now())
         return scores
 
 
@@ -76,12 +77,14 @@ class PeakMemory:
         return self.peak - self.start
 
 
-def build(shape: str):
-    """A model of real size with random weights."""
+def build(shape: str, layers: int | None):
+    """A model of real size, or of fewer layers, with random weights."""
     torch.manual_seed(0)
     if shape == "bart":
-        return transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)).eval()
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).eval()
+        fewer = {"encoder_layers": layers, "decoder_layers": layers} if layers else {}
+        return transformers.BartForConditionalGeneration(transformers.BartConfig(**{**BART, **fewer})).eval()
+    fewer = {"num_hidden_layers": layers} if layers else {}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **fewer})).eval()
 
 
 def prepare_ours(model, ids, arguments):
@@ -135,23 +138,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--system", required=True)
     parser.add_argument("--shape", choices=["bart", "llama"], default="bart")
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--source", type=int, required=True)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--kept", type=int, default=1024)
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--original")
     arguments = parser.parse_args()
-    model = build(arguments.shape)
+    model = build(arguments.shape, arguments.layers)
     ids = torch.randint(5, 40000, (1, arguments.source))
     prepare = {"ours": prepare_ours, "stock": prepare_stock, "original": prepare_original}
-    clock = Clock()
+    now = time.process_time if arguments.processor_time else time.perf_counter
+    clock = Clock(now)
     options = {"max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens, "num_beams": arguments.beams}
     with PeakMemory() as memory:
-        start = time.perf_counter()
+        start = now()
         make_inputs = prepare[arguments.system.split("-")[0]](model, ids, arguments)
-        encoded = time.perf_counter()
+        encoded = now()
         with torch.no_grad():
             model.generate(
                 **make_inputs(), **options, do_sample=False, logits_processor=transformers.LogitsProcessorList([clock])

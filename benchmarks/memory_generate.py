@@ -31,24 +31,37 @@ def run(system: str, source: int, arguments: argparse.Namespace) -> dict[str, fl
     command += ["--system", system, "--shape", arguments.shape, "--source", str(source)]
     command += ["--tokens", str(arguments.tokens), "--beams", str(arguments.beams), "--kept", str(arguments.kept)]
     command += ["--overlap", str(arguments.overlap)]
+    if arguments.processor_time:
+        command.append("--processor-time")
+    if arguments.layers is not None:
+        command += ["--layers", str(arguments.layers)]
     if original:
         command += ["--original", str(arguments.original)]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{system} failed at {source}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    print(source, system, figures, file=sys.stderr)
+    return figures
 
 
 def parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=["bart", "llama"], default="bart")
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--sources", nargs="+", type=int, default=[2048, 8192, 32768])
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--kept", type=int, default=1024)
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="seconds of the processor instead of the wall clock: with OMP_NUM_THREADS=1, on a machine others use too",
+    )
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--systems", nargs="+", help="of ours and stock, all by default; ratios to the first")
     parser.add_argument("--original", type=Path, help="checkout of abertsch72/unlimiformer")
     parser.add_argument("--original-python", default="python", help="python of its environment")
     parser.add_argument("--original-systems", nargs="+", default=["original", "original-flat"])
@@ -57,7 +70,7 @@ def parse(argv) -> argparse.Namespace:
 
 def main(argv=None) -> int:
     arguments = parse(argv)
-    systems = OURS[arguments.shape] + STOCK[arguments.shape]
+    systems = arguments.systems or OURS[arguments.shape] + STOCK[arguments.shape]
     if arguments.original is not None:
         systems += arguments.original_systems
     about = machine()
