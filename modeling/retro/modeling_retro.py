@@ -12,7 +12,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ...configuration.configuration_retro import RetroConfig
@@ -29,6 +29,10 @@ from .retrieval_cache import RetrievalCacheLayer, retrieval_layers
 from .retrieval_pass import EncodeNeighbours, RetrievalPass, begin_pass, is_packed, leading_padding
 from .retriever import Retriever, check_retriever, retrieve_completed
 from .self_attention import CausalSelfAttention
+
+
+_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "retrieved", "use_cache")
+_PASSED_ALONG = {"cache", "past_key_values", "return_dict", *TransformersKwargs.__optional_keys__}
 
 
 class RetroDecoderLayer(GradientCheckpointingLayer):
@@ -188,9 +192,11 @@ class RetroModel(RetroPreTrainedModel):
             last_hidden_state (batch, new, hidden_size), normed, and the cache.
 
         Raises:
-            TypeError, ValueError: `retrieved` does not fit the chunks completed, documents start inside a chunk, or a
-                position lies beyond learned ones.
+            TypeError, ValueError: `retrieved` does not fit the chunks completed, documents start inside a chunk, a
+                position lies beyond learned ones, or an argument is unknown.
         """
+        if unknown := sorted(set(kwargs) - _PASSED_ALONG):
+            raise TypeError(f"RetroModel.forward has no argument {unknown}; did you mean one of {_ARGUMENTS}?")
         if input_ids is None:
             raise ValueError("`input_ids` must be given: chunks are made of tokens.")
         cache = cache_of(kwargs)
@@ -211,7 +217,7 @@ class RetroModel(RetroPreTrainedModel):
             encode = self.encode_neighbours if index == first else None
             layer_cache = None if layer_caches is None else layer_caches.get(index)
             hidden, encoded = layer(hidden, encoded, mask, table, reading, encode, cache, layer_cache)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **cache_argument(cache))  # type: ignore[arg-type]
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **cache_argument(cache))
 
     def encode_neighbours(self, neighbours: Tensor, visible: Tensor | None, chunks: Tensor) -> Tensor:
         """Embed and encode neighbours; see NeighbourEncoder."""

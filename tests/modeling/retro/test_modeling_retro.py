@@ -458,3 +458,9 @@ def test_bfloat16_is_near_single_precision(kind):
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=0.05)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_misspelt_argument_is_refused():
+    ids, retrieved = random_inputs(0, 1, 9)
+    with pytest.raises(TypeError, match=r"no argument \['retreived'\].*'retrieved'"):
+        tiny_model()(ids, retreived=retrieved)
