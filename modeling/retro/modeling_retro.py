@@ -30,7 +30,6 @@ from .retrieval_pass import EncodeNeighbours, RetrievalPass, begin_pass, is_pack
 from .retriever import Retriever, check_retriever, retrieve_completed
 from .self_attention import CausalSelfAttention
 
-
 _ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "retrieved", "use_cache")
 _PASSED_ALONG = {"cache", "past_key_values", "return_dict", *TransformersKwargs.__optional_keys__}
 
