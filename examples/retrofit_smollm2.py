@@ -155,11 +155,11 @@ def train(handle: RetroFit, data, collate, minutes: float, check) -> list[tuple[
 
 def draw(folder: Path, losses, curves, rows) -> Path:
     """The page: losses while training, and the table of the end."""
-    width = max(1, len(losses) // 40)
+    width = max(1, min(8, len(losses) // 4), len(losses) // 40)
     means = [losses[i : i + width] for i in range(0, len(losses) - width + 1, width)]
     series = {"training": ([m[-1][0] for m in means], [sum(loss for _, loss in m) / len(m) for m in means])}
-    series |= {f"held out, {kind} neighbours": (x, y) for kind, (x, y) in curves.items()}
-    plot = pages.line_plot_png(series, folder / "loss.png", "A frozen SmolLM2-135M learns to read", ("rows", "loss"))
+    series |= {f"held out, {NAMES[kind]}": (x, y) for kind, (x, y) in curves.items()}
+    plot = pages.line_plot_png(series, folder / "loss.png", "Retro-fit of a frozen SmolLM2-135M", ("rows", "loss"))
     body = pages.table(rows, ("held-out documents", "loss", "perplexity"))
     body += pages.figure(plot, "Loss per token while training, and on held-out documents.")
     pages.page("Retro-fit of SmolLM2-135M", body, folder / "retrofit.html")
