@@ -1,0 +1,283 @@
+"""What a graph-aware Llama is: tokens are nodes, attention makes the edges, and messages run from earlier to later.
+
+Buehler 2025, "Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers", arXiv 2501.02393.
+"""
+
+# No `from __future__ import annotations` here: it would silently switch the strict type checks off.
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig
+
+
+@strict
+@dataclass
+class EdgeTransformConfig:
+    """What becomes of an attention weight `a` of a visible pair before it weighs a message.
+
+    Args:
+        transform: "none" keeps `a`; "relu", "silu", "softplus" of (a - t); "sharp_softplus" is
+            softplus(beta (a - t)) / beta; "sigmoid" is sigmoid(beta (a - t)); "flow" is sigmoid(5 a) times
+            sigmoid(50 (a - t)); "binary" is [a > t]; "silu+binary" is silu(a - t) + s [a > t];
+            "<f>_below_binary_above" is f(a - t) up to t and 1 above; "top_k" is 1 on the largest share of the row's
+            visible keys.
+        threshold: t, in [0, 1).
+        steepness: beta.
+        binary_weight: s.
+        fraction: of the visible keys that "top_k" keeps, at least one; in (0, 1].
+        straight_through: let the gradient pass hard selections as if `a` had been kept. Without it, "binary" and
+            "top_k" teach queries and keys nothing.
+    """
+
+    transform: Literal[
+        "none",
+        "relu",
+        "silu",
+        "softplus",
+        "sharp_softplus",
+        "sigmoid",
+        "flow",
+        "binary",
+        "silu+binary",
+        "relu_below_binary_above",
+        "silu_below_binary_above",
+        "softplus_below_binary_above",
+        "top_k",
+    ] = "none"
+    threshold: float | int = 0.2
+    steepness: float | int = 10.0
+    binary_weight: float | int = 1.0
+    fraction: float | int = 0.1
+    straight_through: bool = False
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"`threshold` must lie in [0, 1), got {self.threshold}.")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"`fraction` must lie in (0, 1], got {self.fraction}.")
+        _check_positive(self, "steepness", "binary_weight")
+
+
+@strict
+@dataclass
+class AdjacencyConfig:
+    """How the attention maps of all heads become one weighted graph.
+
+    Args:
+        combine: "mean" over heads; "sum", at most 1; "any", the largest over heads of
+            sigmoid((a - threshold) / temperature).
+        temperature: of "any".
+        sharpness: alpha in sigmoid(alpha (a - threshold)), applied to the combined weight; None leaves it out.
+        threshold: see above.
+        cutoff: weights up to it are no edges; None keeps all.
+        self_loops: whether a token reads itself.
+    """
+
+    combine: Literal["mean", "sum", "any"] = "sum"
+    temperature: float | int = 0.1
+    sharpness: float | int | None = 10.0
+    threshold: float | int = 0.1
+    cutoff: float | int | None = 0.6
+    self_loops: bool = True
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        _check_positive(self, "temperature", "sharpness")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"`threshold` must lie in [0, 1), got {self.threshold}.")
+        if self.cutoff is not None and not 0 <= self.cutoff < 1:
+            raise ValueError(f"`cutoff` must lie in [0, 1) or be None, got {self.cutoff}.")
+
+
+@strict
+@dataclass
+class SparseGraphConfig:
+    """A graph network on the sparse graph that a layer's own attention makes; its output is added to the residual.
+
+    Args:
+        rank: width of the nodes.
+        num_layers: graph layers, each one message step.
+        mlp_ratio: width inside a GIN layer's MLP over `rank`.
+        activation: in that MLP and behind each graph layer.
+        dropout: behind each graph layer.
+        residual: whether each graph layer adds its input.
+        normalises: RMS norm of the update before it is scaled.
+        scale_first, scale_last: where the trainable scale of the update begins, in the first and last decoder layer,
+            and linearly in between. With both 0 the model begins as its base.
+    """
+
+    rank: int = 128
+    num_layers: int = 1
+    mlp_ratio: float | int = 1.0
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    dropout: float | int = 0.1
+    residual: bool = True
+    normalises: bool = True
+    scale_first: float | int = 0.0
+    scale_last: float | int = 0.5
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        for name in ("rank", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        _check_positive(self, "mlp_ratio")
+        _check_share("dropout", self.dropout)
+        for name in ("scale_first", "scale_last"):
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"`{name}` must be finite, got {getattr(self, name)}.")
+
+
+@strict
+@dataclass
+class GNNConfig:
+    """The graph layers of a Llama.
+
+    Args:
+        attention: "gin" sums neighbours' states and applies one MLP per head; "pna" reads mean, largest, smallest and
+            variance of the neighbours' values; "llama" is the stock attention.
+        layers: decoder layers that are graph layers, rising; None is all. The others are stock.
+        mlp_ratio: width inside the MLP of "gin" and "pna" over the width of a head.
+        mlp_dropout: inside the MLP of "gin".
+        sharpening: where the trainable factor on the scores of "gin" begins; None leaves it out.
+        temperature: divides the scores of "gin".
+        output_projection: whether "gin" mixes its heads at the end.
+        residual_mean: "pna" adds its MLP to the mean of the values, and begins at 0: it starts as its base.
+        edges: an EdgeTransformConfig or a dict of its fields: the edges of "gin". None is the defaults.
+        sparse: a SparseGraphConfig or a dict of its fields: a graph network beside "llama". None is no network.
+        adjacency: an AdjacencyConfig or a dict of its fields: the edges of `sparse`. None is the defaults.
+        placement: where the update of `sparse` enters: "before_mlp", "after_mlp", or "parallel" to the MLP.
+        block_bytes: largest block of attention weights held at a time where they must be written out.
+    """
+
+    attention: Literal["gin", "pna", "llama"] = "gin"
+    layers: list[int] | None = None
+    mlp_ratio: float | int = 0.5
+    mlp_dropout: float | int = 0.1
+    sharpening: float | int | None = 1.0
+    temperature: float | int = 1.0
+    output_projection: bool = False
+    residual_mean: bool = False
+    edges: Any = None
+    sparse: Any = None
+    adjacency: Any = None
+    placement: Literal["before_mlp", "after_mlp", "parallel"] = "before_mlp"
+    block_bytes: int = 64 * 2**20
+
+    def __post_init__(self) -> None:
+        self.edges = _read(EdgeTransformConfig, "edges", {} if self.edges is None else self.edges)
+        self.adjacency = _read(AdjacencyConfig, "adjacency", {} if self.adjacency is None else self.adjacency)
+        if self.sparse is not None:
+            self.sparse = _read(SparseGraphConfig, "sparse", self.sparse)
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        _check_positive(self, "mlp_ratio", "sharpening", "temperature", "block_bytes")
+        _check_share("mlp_dropout", self.mlp_dropout)
+        layers = self.layers
+        if layers is not None and (not layers or layers[0] < 0 or layers != sorted(set(layers))):
+            raise ValueError(f"`layers` must name different layers from 0 on in rising order, got {self.layers}.")
+
+    def validate_combination(self) -> None:
+        """Refuse options that would not act together."""
+        if self.sparse is not None and self.attention != "llama":
+            raise ValueError(
+                f"`sparse` reads the attention weights of `attention='llama'`, got `attention={self.attention!r}`."
+            )
+        if self.attention != "gin" and self.edges.transform != "none":
+            raise ValueError(
+                f"`edges` acts in `attention='gin'` only: `edges.transform` must be 'none' with {self.attention!r}, "
+                f"got {self.edges.transform!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self)
+
+
+@strict
+class LlamaGNNConfig(LlamaConfig):
+    """A LlamaConfig with `gnn_config`: a GNNConfig, a dict of its fields, None for the defaults."""
+
+    model_type = "graft_llama_gnn"
+
+    gnn_config: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in kwargs:  # a PreTrainedConfig would keep it, and nobody read it
+            if name != "gnn_config" and get_close_matches(name, ["gnn_config"], cutoff=0.8):
+                raise ValueError(f"LlamaGNNConfig has no field `{name}`; did you mean `gnn_config`?")
+        super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model_type":  # of the stock checkpoint that is being loaded; ours stays
+            return
+        # transformers sets what `from_pretrained` is given after the config was made, so this is where it is checked.
+        if name == "gnn_config":
+            value = _read(GNNConfig, name, {} if value is None else value)
+            _check_fits(value, self)
+        super().__setattr__(name, value)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As of any config; a stock Llama's is no stranger, so it causes no warning."""
+        found, unused = super().get_config_dict(*args, **kwargs)
+        if found.get("model_type") == "llama":
+            found["model_type"] = cls.model_type
+        return found, unused
+
+    def validate_gnn_config(self) -> None:
+        """Refuse a head width or layers that the Llama does not have."""
+        _check_fits(self.gnn_config, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        output: dict[str, Any] = super().to_dict()
+        if hasattr(output.get("gnn_config"), "to_dict"):
+            output["gnn_config"] = output["gnn_config"].to_dict()
+        return output
+
+
+def _check_fits(options: Any, config: Any) -> None:
+    """Raise ValueError unless graph layers with `options` can be built into a Llama with `config`."""
+    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    count = getattr(config, "num_hidden_layers", None)
+    if width is None or heads is None or count is None:  # while the config itself is being filled
+        return
+    if options.attention == "gin" and width % heads:
+        raise ValueError(
+            "`attention='gin'` cuts the hidden state into heads: `hidden_size` must be a multiple of "
+            f"`num_attention_heads`, got {width} and {heads}."
+        )
+    if options.layers is not None and options.layers[-1] >= count:
+        raise ValueError(f"`layers` must name layers in [0, {count}), got {options.layers}.")
+
+
+def _read(of_class: type, name: str, options: Any) -> Any:
+    """Options of `of_class`, from themselves or from a dict of its fields."""
+    if isinstance(options, dict):
+        known = {field.name for field in fields(of_class)}
+        if unknown := sorted(set(options) - known):
+            raise ValueError(f"`{name}` has no field {unknown}; it has {sorted(known)}.")
+        return of_class(**options)
+    if type(options).__name__ != of_class.__name__:  # the class may be a saved folder's own copy
+        raise ValueError(
+            f"`{name}` must be of {of_class.__name__}, a dict of its fields or None, got {type(options).__name__}."
+        )
+    return options
+
+
+def _check_positive(options: Any, *names: str) -> None:
+    """Raise ValueError unless each of these fields is None, or a finite number above 0."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not (isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` must be above 0 and finite, got {value}.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` must lie in [0, 1), got {value}.")

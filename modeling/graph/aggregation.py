@@ -1,0 +1,62 @@
+"""What a token makes of its neighbours: weighted sums (GIN), and mean, extremes and variance (PNA)."""
+
+import torch
+from torch import Tensor
+
+
+def gin_aggregate(nodes: Tensor, sources: Tensor, adjacency: Tensor, epsilon: Tensor) -> Tensor:
+    """u_i = epsilon x_i + sum_j A_ij x_j, the sum inside GIN (Xu et al. 2019, arXiv 1810.00826, eq. 4.1).
+
+    Their 1 + eps is one trainable epsilon here, and A is weighted.
+
+    Args:
+        nodes: (..., target, width), the tokens to update.
+        sources: (..., source, width), all tokens that may be read.
+        adjacency: (..., target, source); row i weighs the edges j -> i and is 0 in the future.
+        epsilon: broadcast to `nodes`.
+    """
+    return epsilon * nodes + adjacency.to(sources.dtype) @ sources
+
+
+def range_maximum(values: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """The largest value of each coordinate over keys first_i ... last_i, for every row i.
+
+    Two overlapping ranges of 2^k keys cover any range, so log2(source) tables suffice: O(source log source) work
+    instead of rows x source.
+
+    Args:
+        values: (batch, heads, source, width).
+        first, last: (batch or 1, rows), within the keys, first <= last.
+
+    Returns:
+        (batch, heads, rows, width).
+    """
+    source = values.shape[2]
+    length = (last - first + 1)[:, None, :, None]
+    found = _take(values, first)
+    table, width = values, 1
+    while width < source:
+        table = torch.maximum(table[:, :, :-width], table[:, :, width:])
+        width *= 2
+        ends = _take(table, first), _take(table, last - width + 1)
+        found = torch.where(length >= width, torch.maximum(*ends), found)
+        if width * 2 > source:
+            break
+    return found
+
+
+def running_maximum(values: Tensor) -> Tensor:
+    """As `range_maximum` where the keys are the rows, and each reads from key 0 to itself."""
+    return values.cummax(dim=2).values
+
+
+def _take(table: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (batch or 1, rows) of (batch, heads, source, width); an index that does not exist takes another."""
+    index = index.clamp(0, table.shape[2] - 1)[:, None, :, None]
+    return table.gather(2, index.expand(table.shape[0], table.shape[1], -1, table.shape[3]))
+
+
+def variance(second_moment: Tensor, mean: Tensor) -> Tensor:
+    """max(0, E v^2 - (E v)^2), in float32 or wider and given back in the dtype of `mean`."""
+    wide = torch.promote_types(mean.dtype, torch.float32)
+    return (second_moment.to(wide) - mean.to(wide).square()).relu().to(mean.dtype)

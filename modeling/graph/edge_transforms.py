@@ -1,0 +1,71 @@
+"""From attention weights to weights of edges, pair by pair, and masked again: no transform makes a future edge."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...configuration.configuration_gnn import EdgeTransformConfig
+
+_SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "softplus": functional.softplus,
+}
+
+
+def edge_weights(weights: Tensor, visible: Tensor, options: EdgeTransformConfig) -> Tensor:
+    """Apply `options.transform` to the visible pairs; all others are exactly 0.
+
+    Args:
+        weights: (..., rows, source) attention weights, 0 where not visible.
+        visible: broadcast to `weights`, boolean.
+
+    Returns:
+        As `weights`. Hard selections have gradient 0, or 1 with `options.straight_through`.
+    """
+    if options.transform == "none":
+        return weights
+    return torch.where(visible, _transform(weights, visible, options), 0.0)
+
+
+def top_k_of_row(weights: Tensor, visible: Tensor, fraction: float) -> Tensor:
+    """Whether a pair is among the max(1, ceil(fraction n)) largest of its row's n visible ones; the earlier wins ties.
+
+    The count depends on what the row may read, never on the length of the input, so later tokens change nothing.
+    """
+    visible = visible.expand_as(weights)
+    # A product of floats may lie just above a whole number, which ceil would take for one more.
+    kept = (visible.sum(-1, keepdim=True) * fraction - 1e-6).ceil().clamp(min=1)
+    order = weights.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(weights.shape[-1], device=weights.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, place)
+    return (rank < kept) & visible
+
+
+def _transform(weights: Tensor, visible: Tensor, options: EdgeTransformConfig) -> Tensor:
+    name, steepness = options.transform, options.steepness
+    above = weights - options.threshold
+    if name in _SMOOTH:
+        return _SMOOTH[name](above)
+    if name == "sharp_softplus":
+        return functional.softplus(steepness * above) / steepness
+    if name == "sigmoid":
+        return torch.sigmoid(steepness * above)
+    if name == "flow":
+        return torch.sigmoid(5 * weights) * torch.sigmoid(50 * above)
+    if name == "top_k":
+        return _hard(top_k_of_row(weights, visible, options.fraction), weights, options)
+    chosen = _hard(above > 0, weights, options)
+    if name == "binary":
+        return chosen
+    if name == "silu+binary":
+        return functional.silu(above) + options.binary_weight * chosen
+    return torch.where(above > 0, chosen, _SMOOTH[name.partition("_")[0]](above))
+
+
+def _hard(chosen: Tensor, weights: Tensor, options: EdgeTransformConfig) -> Tensor:
+    """1 where chosen. The gradient is 0 rather than absent: distributed training wants one for every parameter."""
+    slope = 1.0 if options.straight_through else 0.0
+    return chosen.to(weights.dtype) + slope * (weights - weights.detach())

@@ -1,0 +1,197 @@
+"""Llama with graph layers: trains, generates with a cache, is saved and loaded like any Llama.
+
+Buehler 2025, "Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers", arXiv 2501.02393.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers import initialization as init
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    repeat_kv,
+)
+from transformers.utils.output_capturing import OutputRecorder
+
+from ...configuration.configuration_gnn import LlamaGNNConfig
+from ..remote_code import SavesItsCode
+from ..transformers_compat import cache_of, take_cache
+from .adjacency import attention_adjacency
+from .gin_attention import LlamaAttentionGIN
+from .llama_heads import equal_width_attention, join_heads, rotated_heads, split_heads
+from .node_cache import node_cache_layer
+from .per_head_mlp import PerHeadMLP
+from .pna_attention import LlamaAttentionPNA
+from .sparse_graph_layers import CausalGINLayer, SparseGraphUpdate
+
+
+class LlamaAttentionWithScores(LlamaAttention):
+    """The stock attention, which also gives its rotated queries and all keys: the graph is made from them."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Output and weights as in Llama, then query (batch, heads, target, .) and key (batch, ., source, .)."""
+        cache = take_cache(kwargs)
+        queries, keys = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        query, key = rotated_heads(queries, keys, self.head_dim, position_embeddings)
+        value = split_heads(self.v_proj(hidden_states), self.head_dim)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        dropout = float(self.attention_dropout or 0) if self.training else 0.0
+        output, weights = equal_width_attention(
+            self, (query, key, value), attention_mask, self.scaling, dropout, kwargs
+        )
+        return self.o_proj(join_heads(output)), weights, query, key
+
+
+_ATTENTIONS: dict[str, type[nn.Module]] = {
+    "gin": LlamaAttentionGIN,
+    "pna": LlamaAttentionPNA,
+    "llama": LlamaAttention,
+}
+
+
+class LlamaDecoderLayerWithGNN(LlamaDecoderLayer):
+    """A decoder layer whose attention is a graph layer, or beside whose attention a graph network runs."""
+
+    def __init__(self, config: LlamaGNNConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.options, self.layer_idx = config.gnn_config, layer_idx
+        self.graph = None if self.options.sparse is None else SparseGraphUpdate(config, layer_idx)
+        attention = LlamaAttentionWithScores if self.graph is not None else _ATTENTIONS[self.options.attention]
+        self.self_attn = attention(config, layer_idx)  # type: ignore[assignment]
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """(batch, target, hidden_size) to the same; arguments as in the stock layer."""
+        if self.graph is None:
+            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
+        cache = cache_of(kwargs)
+        cache_layer = None if cache is None else node_cache_layer(cache, self.layer_idx)
+        attended, _, query, key = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states), attention_mask=attention_mask, **kwargs
+        )
+        hidden_states = hidden_states + attended
+        key = repeat_kv(key, query.shape[1] // key.shape[1])
+        adjacency = attention_adjacency(
+            query,
+            key,
+            self.self_attn.scaling,
+            attention_mask,
+            self.options.adjacency,
+            self.options.block_bytes,
+        )
+        if self.options.placement == "before_mlp":
+            hidden_states = hidden_states + self.graph(hidden_states, adjacency, cache_layer)
+            return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        normed = self.post_attention_layernorm(hidden_states)
+        hidden_states = hidden_states + self.mlp(normed)
+        states = normed if self.options.placement == "parallel" else hidden_states
+        return hidden_states + self.graph(states, adjacency, cache_layer)
+
+
+class LlamaGNNPreTrainedModel(LlamaPreTrainedModel):
+    """How the weights of graph layers begin, and what transformers may do with the models."""
+
+    config_class = LlamaGNNConfig
+    _no_split_modules = ["LlamaDecoderLayer", "LlamaDecoderLayerWithGNN"]
+    _supports_flash_attn = False  # its masks do not say which pairs are visible
+    _supports_flex_attn = False
+    _can_record_outputs = {
+        "hidden_states": LlamaDecoderLayer,
+        "attentions": [OutputRecorder(LlamaAttention, index=1), OutputRecorder(LlamaAttentionGIN, index=1)],
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every parameter that is no part of a stock module is set here: weights are built without memory."""
+        if isinstance(module, PerHeadMLP):
+            for weight in (module.up_weight, module.down_weight):
+                init.normal_(weight, std=self.config.initializer_range)
+            for bias in (module.up_bias, module.down_bias):
+                init.zeros_(bias)
+            init.ones_(module.gain)
+        elif isinstance(module, LlamaAttentionGIN):
+            init.zeros_(module.epsilon)
+            if module.sharpening is not None:
+                init.constant_(module.sharpening, float(module.options.sharpening))
+        elif isinstance(module, CausalGINLayer):
+            init.zeros_(module.epsilon)
+        elif isinstance(module, SparseGraphUpdate):
+            init.constant_(module.scale, module.first_scale)
+        elif getattr(module, "starts_at_zero", False):
+            for parameter in module.parameters():
+                init.zeros_(parameter)
+        else:
+            super()._init_weights(module)
+
+
+class LlamaModelWithGNN(LlamaGNNPreTrainedModel, LlamaModel):
+    """LlamaModel in which the layers that `config.gnn_config` names are graph layers."""
+
+    def __init__(self, config: LlamaGNNConfig) -> None:
+        super(LlamaModel, self).__init__(config)  # not LlamaModel's own: it would build stock layers
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        graph_layers = config.gnn_config.layers
+        self.layers = nn.ModuleList(
+            LlamaDecoderLayerWithGNN(config, index)
+            if graph_layers is None or index in graph_layers
+            else LlamaDecoderLayer(config, index)
+            for index in range(config.num_hidden_layers)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """As LlamaModel's.
+
+        Raises:
+            ValueError: with PNA attention, the padding of a row lies between its tokens.
+        """
+        if self.config.gnn_config.attention == "pna" and not torch.compiler.is_compiling():
+            _refuse_holes(attention_mask)
+        return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
+
+
+class LlamaForCausalLMWithGNN(SavesItsCode, LlamaGNNPreTrainedModel, LlamaForCausalLM):
+    """LlamaForCausalLM with graph layers, as `config.gnn_config` says.
+
+    `from_pretrained("any Llama", gnn_config=GNNConfig(...))` takes over all weights that fit; those that are new or
+    left over are named in a warning.
+    """
+
+    auto_classes = ("AutoModelForCausalLM",)
+
+    def __init__(self, config: LlamaGNNConfig) -> None:
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = LlamaModelWithGNN(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+def _refuse_holes(attention_mask: Tensor | None) -> None:
+    """Raise ValueError where tokens of a (batch, source) mask begin a second time."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return
+    mask = attention_mask.bool()
+    begins = mask & ~nn.functional.pad(mask, (1, 0))[:, :-1]
+    second = begins & (begins.cumsum(1) > 1)
+    if second.any():
+        row, position = second.nonzero()[0].tolist()
+        raise ValueError(
+            "`attention_mask` may hide tokens in front of a row and behind it, not between: row "
+            f"{row} begins again at position {position}."
+        )

@@ -1,0 +1,80 @@
+"""Attention with several aggregators: mean, largest, variance and smallest of what a head's neighbours send."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaAttention, repeat_kv
+
+from ...configuration.configuration_gnn import LlamaGNNConfig
+from ..transformers_compat import take_cache
+from .aggregation import range_maximum, running_maximum, variance
+from .llama_heads import equal_width_attention, join_heads, rotated_heads, split_heads
+from .visible_rows import read_range
+
+
+def extremes(values: Tensor, mask: Tensor | None, target: int) -> tuple[Tensor, Tensor]:
+    """Largest and smallest value of each coordinate among the keys a row may read.
+
+    Every visible key has weight above 0 under softmax, so queries play no part.
+
+    Args:
+        values: (batch, key_value_heads, source, head_dim).
+        mask: as transformers makes it. The keys that a row may read lie side by side: causal, padded on either end,
+            packed documents, windows.
+        target: number of rows.
+
+    Returns:
+        Two of (batch, key_value_heads, target, head_dim).
+    """
+    source = values.shape[2]
+    if mask is None and target > 1:
+        values = values[:, :, :target]  # behind them, a static cache has room
+        return running_maximum(values), -running_maximum(-values)
+    first, last = read_range(mask, (target, source), values.device)
+    return range_maximum(values, first, last), -range_maximum(-values, first, last)
+
+
+class LlamaAttentionPNA(LlamaAttention):
+    """y_h = W2 silu(W1 [mean, max, var, min]) over the values that token i reads, then the stock output map.
+
+    mean and var are weighted by attention, max and min go over all visible keys. After Corso et al. 2020 (arXiv
+    2004.05718) and Buehler 2025 (arXiv 2501.02393). With `residual_mean`, y_h = mean + W2 silu(...), W2 begins at 0.
+    """
+
+    def __init__(self, config: LlamaGNNConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        options = config.gnn_config
+        inner = max(1, int(options.mlp_ratio * self.head_dim))
+        self.residual_mean = options.residual_mean
+        self.aggregate_up = nn.Linear(4 * self.head_dim, inner, bias=config.mlp_bias)
+        self.aggregate_down = nn.Linear(inner, self.head_dim, bias=config.mlp_bias)
+        self.aggregate_down.starts_at_zero = options.residual_mean  # read by `_init_weights`
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Update each token; arguments and results as in LlamaAttentionGIN."""
+        cache = take_cache(kwargs)
+        queries, keys = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        query, key = rotated_heads(queries, keys, self.head_dim, position_embeddings)
+        value = split_heads(self.v_proj(hidden_states), self.head_dim)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        dropout = float(self.attention_dropout or 0) if self.training else 0.0
+        both = torch.cat([value, value.square()], dim=-1)
+        moments, weights = equal_width_attention(
+            self, (query, key, both), attention_mask, self.scaling, dropout, kwargs
+        )
+        mean, second = moments.split(self.head_dim, dim=-1)
+        largest, smallest = extremes(value, attention_mask, query.shape[2])
+        largest, smallest = (repeat_kv(part, self.num_key_value_groups) for part in (largest, smallest))
+        read = torch.cat([mean, largest, variance(second, mean), smallest], dim=-1)
+        update = self.aggregate_down(functional.silu(self.aggregate_up(read)))
+        output = self.o_proj(join_heads(mean + update if self.residual_mean else update))
+        return output, weights

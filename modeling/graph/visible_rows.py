@@ -1,0 +1,83 @@
+"""Which key each row may read, whatever form the attention mask has; and work done on a block of rows at a time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def visible_rows(mask: Tensor | None, rows: range, sizes: tuple[int, int], device: torch.device) -> Tensor:
+    """Which keys the rows `rows` may read.
+
+    Args:
+        mask: as transformers makes it: (batch, 1, target, source), boolean or added to scores, or None. None is what
+            fused attention takes it for: a single row reads all keys, of several row i reads keys 0 to i. It is
+            given where there are as many keys as rows, or keys behind them that are still empty (a static cache).
+        rows: of the target.
+        sizes: target, source.
+
+    Returns:
+        (batch or 1, 1, rows, source), boolean.
+
+    Raises:
+        ValueError: the mask has another form.
+    """
+    if mask is None:
+        target, source = sizes
+        row = torch.arange(rows.start, rows.stop, device=device)[:, None]
+        return (torch.arange(source, device=device) <= (source if target == 1 else row))[None, None]
+    if mask.dim() != 4:
+        raise ValueError(
+            f"The attention mask must have 4 dimensions, got {tuple(mask.shape)}: graph layers run with the "
+            'attention implementations "sdpa" and "eager".'
+        )
+    part = mask[:, :, rows.start : rows.stop, : sizes[1]]
+    return part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
+
+
+def read_range(mask: Tensor | None, sizes: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and last key that each row may read, each (batch or 1, target). A row that reads nothing gets all keys."""
+    target, source = sizes
+    if mask is None:
+        last = (
+            torch.arange(target, device=device)[None] if target > 1 else torch.full((1, 1), source - 1, device=device)
+        )
+        return torch.zeros_like(last), last
+    visible = visible_rows(mask, range(target), sizes, device)[:, 0].to(torch.uint8)
+    return visible.argmax(-1), source - 1 - visible.flip(-1).argmax(-1)
+
+
+def in_row_blocks(compute: Callable[[range], Tensor], target: int, row_bytes: int, block_bytes: int) -> Tensor:
+    """`compute` of all rows, a block at a time; each block is computed again in the backward pass.
+
+    Args:
+        compute: from a range of rows to (..., rows, width).
+        target: number of rows.
+        row_bytes: what one row takes while it is computed.
+        block_bytes: what a block may take; at least one row is taken.
+    """
+    size = max(1, block_bytes // row_bytes)
+    if size >= target:
+        return compute(range(target))
+    blocks = [range(start, min(start + size, target)) for start in range(0, target, size)]
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(compute, rows, use_reentrant=False) for rows in blocks], dim=-2)
+    return torch.cat([compute(rows) for rows in blocks], dim=-2)
+
+
+def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
+    """softmax(scaling q k^T) over the visible keys; a row that may read nothing is all 0.
+
+    Args:
+        query: (batch, heads, rows, head_dim).
+        key: (batch, heads, source, head_dim).
+        visible: (batch or 1, 1, rows, source).
+
+    Returns:
+        (batch, heads, rows, source) in float32 or wider.
+    """
+    scores = (query @ key.transpose(-1, -2)) * scaling
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.masked_fill(~visible, 0.0)

@@ -1,0 +1,118 @@
+"""Options of graph layers are checked by name, value and range, and survive being saved."""
+
+import json
+from copy import deepcopy
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import LlamaConfig
+
+from graft.configuration.configuration_gnn import (
+    AdjacencyConfig,
+    EdgeTransformConfig,
+    GNNConfig,
+    LlamaGNNConfig,
+    SparseGraphConfig,
+)
+
+REFUSED = (ValueError, TypeError, StrictDataclassError)
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 40}
+
+OUT_OF_RANGE = [
+    (EdgeTransformConfig, {"threshold": -0.1}, r"`threshold` must lie in \[0, 1\), got -0.1"),
+    (EdgeTransformConfig, {"threshold": 1}, r"`threshold` must lie in \[0, 1\), got 1"),
+    (EdgeTransformConfig, {"fraction": 0}, r"`fraction` must lie in \(0, 1\], got 0"),
+    (EdgeTransformConfig, {"fraction": 1.5}, r"`fraction` must lie in \(0, 1\], got 1.5"),
+    (EdgeTransformConfig, {"steepness": 0}, "`steepness` must be above 0 and finite, got 0"),
+    (AdjacencyConfig, {"cutoff": 1.0}, r"`cutoff` must lie in \[0, 1\) or be None, got 1.0"),
+    (AdjacencyConfig, {"temperature": 0}, "`temperature` must be above 0 and finite, got 0"),
+    (AdjacencyConfig, {"sharpness": -1.0}, "`sharpness` must be above 0 and finite, got -1.0"),
+    (SparseGraphConfig, {"rank": 0}, "`rank` must be at least 1, got 0"),
+    (SparseGraphConfig, {"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
+    (SparseGraphConfig, {"dropout": 1}, r"`dropout` must lie in \[0, 1\), got 1"),
+    (SparseGraphConfig, {"scale_last": float("nan")}, "`scale_last` must be finite, got nan"),
+    (GNNConfig, {"temperature": 0.0}, "`temperature` must be above 0 and finite, got 0.0"),
+    (GNNConfig, {"mlp_ratio": -1}, "`mlp_ratio` must be above 0 and finite, got -1"),
+    (GNNConfig, {"mlp_dropout": 1.0}, r"`mlp_dropout` must lie in \[0, 1\), got 1.0"),
+    (GNNConfig, {"block_bytes": 0}, "`block_bytes` must be above 0 and finite, got 0"),
+    (GNNConfig, {"layers": []}, r"`layers` must name different layers from 0 on in rising order, got \[\]"),
+    (GNNConfig, {"layers": [1, 0]}, r"`layers` must name different layers .* got \[1, 0\]"),
+    (GNNConfig, {"layers": [1, 1]}, r"`layers` must name different layers .* got \[1, 1\]"),
+    (GNNConfig, {"layers": [-1]}, r"`layers` must name different layers .* got \[-1\]"),
+    (GNNConfig, {"layers": [-2, 0]}, r"`layers` must name different layers .* got \[-2, 0\]"),
+]
+
+
+@pytest.mark.parametrize(("of_class", "options", "message"), OUT_OF_RANGE)
+def test_numbers_out_of_range_are_refused_with_name_value_and_range(of_class, options, message):
+    with pytest.raises(REFUSED, match=message):
+        of_class(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "gat"},
+        {"placement": "MLP"},
+        {"mlp_ratio": "half"},
+        {"layers": "all"},
+        {"output_projection": 1.5},
+        {"atention": "gin"},
+    ],
+)
+def test_other_types_choices_and_names_are_refused_with_the_field(options):
+    with pytest.raises(REFUSED, match=next(iter(options))):
+        GNNConfig(**options)
+
+
+@pytest.mark.parametrize("part", ["edges", "adjacency", "sparse"])
+def test_a_part_refuses_unknown_fields_and_other_types(part):
+    options = {"attention": "llama", part: {"treshold": 0.1}}
+    with pytest.raises(REFUSED, match=rf"`{part}` has no field \['treshold'\]; it has"):
+        GNNConfig(**options)
+    with pytest.raises(REFUSED, match=f"`{part}` must be of .*, got str"):
+        GNNConfig(**{**options, part: "mean"})
+
+
+def test_options_that_would_not_act_together_are_refused():
+    with pytest.raises(REFUSED, match="`sparse` reads the attention weights of `attention='llama'`, got .*'gin'"):
+        GNNConfig(sparse={})
+    with pytest.raises(REFUSED, match="`edges` acts in `attention='gin'` only.* got 'relu'"):
+        GNNConfig(attention="pna", edges={"transform": "relu"})
+
+
+def test_whole_numbers_are_taken_where_a_float_is_declared():
+    assert GNNConfig(temperature=2, edges={"threshold": 0}).temperature == 2
+
+
+def test_a_model_config_refuses_what_its_llama_cannot_have():
+    with pytest.raises(REFUSED, match="`hidden_size` must be a multiple of `num_attention_heads`, got 30 and 4"):
+        LlamaGNNConfig(**{**SIZES, "hidden_size": 30, "head_dim": 8}, gnn_config={})
+    with pytest.raises(REFUSED, match=r"`layers` must name layers in \[0, 2\), got \[0, 2\]"):
+        LlamaGNNConfig(**SIZES, gnn_config={"layers": [0, 2]})
+    with pytest.raises(REFUSED, match=r"`gnn_config` has no field \['atention'\]"):
+        LlamaGNNConfig(**SIZES, gnn_config={"atention": "gin"})
+    with pytest.raises(REFUSED, match="has no field `gnn_confg`; did you mean `gnn_config`"):
+        LlamaGNNConfig(**SIZES, gnn_confg={"attention": "gin"})
+    config = LlamaGNNConfig(**SIZES)
+    with pytest.raises(REFUSED, match=r"`layers` must name layers in \[0, 2\), got \[5\]"):
+        config.gnn_config = {"layers": [5]}
+
+
+def test_a_config_is_the_same_after_saving_copying_and_loading(tmp_path):
+    options = {"attention": "llama", "sparse": {"rank": 7}, "adjacency": {"combine": "mean"}, "layers": [1]}
+    config = LlamaGNNConfig(**SIZES, gnn_config=options)
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == "graft_llama_gnn"
+    assert written["gnn_config"]["sparse"]["rank"] == 7
+    for other in (LlamaGNNConfig.from_pretrained(tmp_path), deepcopy(config), LlamaGNNConfig(**config.to_dict())):
+        assert other.gnn_config == config.gnn_config == GNNConfig(**options)
+        assert other.to_dict() == config.to_dict()
+
+
+def test_a_stock_llama_config_is_taken_over_without_a_warning(tmp_path, caplog):
+    LlamaConfig(**SIZES).save_pretrained(tmp_path)
+    config = LlamaGNNConfig.from_pretrained(tmp_path, gnn_config={"attention": "pna"})
+    assert (config.model_type, config.hidden_size, config.gnn_config.attention) == ("graft_llama_gnn", 32, "pna")
+    assert not caplog.records

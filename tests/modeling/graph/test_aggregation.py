@@ -1,0 +1,58 @@
+"""Sums over neighbours and largest values of ranges equal loops."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graft.modeling.graph.aggregation import gin_aggregate, range_maximum, running_maximum, variance
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(0, 4))
+def test_the_gin_sum_equals_a_loop_in_which_row_i_reads_column_j(seed, target, past):
+    rng = torch.Generator().manual_seed(seed)
+    sources = torch.randn(2, past + target, 3, generator=rng, dtype=torch.float64)
+    adjacency = torch.rand(2, target, past + target, generator=rng, dtype=torch.float64)
+    epsilon = torch.randn(1, generator=rng, dtype=torch.float64)
+    found = gin_aggregate(sources[:, past:], sources, adjacency, epsilon)
+    for b in range(2):
+        for i in range(target):
+            expected = epsilon * sources[b, past + i]
+            for j in range(past + target):
+                expected = expected + adjacency[b, i, j] * sources[b, j]
+            torch.testing.assert_close(found[b, i], expected, atol=1e-12, rtol=1e-10)
+
+
+@given(st.integers(0, 1000), st.integers(1, 19), st.integers(1, 6), st.data())
+def test_the_largest_of_each_range_equals_a_loop(seed, source, rows, data):
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.randn(2, 2, source, 3, generator=rng, dtype=torch.float64)
+    first = torch.tensor([[data.draw(st.integers(0, source - 1)) for _ in range(rows)] for _ in range(2)])
+    last = torch.tensor([[data.draw(st.integers(int(f), source - 1)) for f in of_row] for of_row in first])
+    found = range_maximum(values, first, last)
+    for b in range(2):
+        for i in range(rows):
+            expected = values[b, :, first[b, i] : last[b, i] + 1].amax(1)
+            assert torch.equal(found[b, :, i], expected)
+
+
+@given(st.integers(1, 12))
+def test_the_running_maximum_is_the_range_from_key_zero(source):
+    values = torch.randn(1, 2, source, 3, dtype=torch.float64, requires_grad=True)
+    last = torch.arange(source)[None]
+    found = running_maximum(values), range_maximum(values, torch.zeros_like(last), last)
+    assert torch.equal(*found)
+    gradients = [torch.autograd.grad(each.square().sum(), values)[0] for each in found]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_gradient_of_a_range_goes_to_its_largest_value_once():
+    values = torch.tensor([1.0, 5.0, 2.0, 3.0, 4.0], dtype=torch.float64)[None, None, :, None].requires_grad_()
+    range_maximum(values, torch.tensor([[0, 2]]), torch.tensor([[4, 4]])).sum().backward()
+    assert values.grad.flatten().tolist() == [0.0, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_the_variance_is_never_negative_and_keeps_the_dtype():
+    mean = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    found = variance(torch.tensor([0.5, 4.5], dtype=torch.bfloat16), mean)
+    assert found.tolist() == [0.0, 0.5]
+    assert found.dtype == torch.bfloat16

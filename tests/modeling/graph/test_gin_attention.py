@@ -1,0 +1,196 @@
+"""GIN attention equals a loop over batch, heads and rows, in any blocks; the fused form is its special case."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DynamicCache, StaticCache
+
+from graft.configuration.configuration_gnn import EdgeTransformConfig, LlamaGNNConfig
+from graft.modeling.graph.edge_transforms import edge_weights
+from graft.modeling.graph.gin_attention import LlamaAttentionGIN, sum_over_edges
+from graft.modeling.graph.per_head_mlp import PerHeadMLP
+
+
+def build(heads=4, groups=2, head_dim=6, width=8, implementation="sdpa", **options):
+    torch.manual_seed(0)
+    config = LlamaGNNConfig(
+        hidden_size=heads * width,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=head_dim,
+        num_hidden_layers=1,
+        gnn_config=options,
+    )
+    config._attn_implementation = implementation
+    module = LlamaAttentionGIN(config, 0).double().eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.4)
+    return module
+
+
+def states_and_table(module, batch, source, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    states = torch.randn(batch, source, module.config.hidden_size, generator=rng, dtype=torch.float64)
+    angles = torch.arange(source)[:, None] * torch.tensor([1.0, 0.3, 0.1][: module.head_dim // 2]).repeat(2)
+    return states, (angles.cos()[None].double(), angles.sin()[None].double())
+
+
+def rotate(vector, cos, sin):
+    half = len(vector) // 2
+    return vector * cos + torch.cat([-vector[half:], vector[:half]]) * sin
+
+
+def mlp_by_hand(mlp, head, x):
+    inner = x @ mlp.up_weight[head] + mlp.up_bias[head, 0]
+    normed = inner / torch.sqrt((inner * inner).mean() + mlp.eps) * mlp.gain[head, 0]
+    return (normed / (1 + torch.exp(-normed))) @ mlp.down_weight[head] + mlp.down_bias[head, 0]
+
+
+def by_loops(module, states, table, real):
+    """y_h = MLP_h(eps_h x + T(softmax) x), written row by row."""
+    batch, source, width = states.shape
+    heads, dx, options = module.config.num_attention_heads, module.node_width, module.options
+    output = torch.zeros_like(states)
+    alpha = 1.0 if module.sharpening is None else module.sharpening[0]
+    for b in range(batch):
+        for h in range(heads):
+            x = states[b, :, h * dx : (h + 1) * dx]
+            group, d = h // module.repeats, module.head_dim
+            q, k = states[b] @ module.q_proj.weight.T, states[b] @ module.k_proj.weight.T
+            for i in range(source):
+                if not real[b, i]:
+                    continue
+                seen = [j for j in range(i + 1) if real[b, j]]
+                query = rotate(q[i, h * d : (h + 1) * d], table[0][0, i], table[1][0, i])
+                scores = [
+                    query @ rotate(k[j, group * d : (group + 1) * d], table[0][0, j], table[1][0, j]) for j in seen
+                ]
+                weights = torch.softmax(alpha * torch.stack(scores) / math.sqrt(d) / options.temperature, 0)
+                edges = edge_weights(weights, torch.ones_like(weights, dtype=torch.bool), options.edges)
+                summed = module.epsilon[h, 0, 0] * x[i]
+                for place, j in enumerate(seen):
+                    summed = summed + edges[place] * x[j]
+                output[b, i, h * dx : (h + 1) * dx] = mlp_by_hand(module.update, h, summed)
+    return output if module.o_proj is None else output @ module.o_proj.weight.T
+
+
+VARIANTS = {
+    "plain": {},
+    "sharpened, cooled, projected": {"sharpening": 1.4, "temperature": 0.6, "output_projection": True},
+    "unsharpened": {"sharpening": None, "mlp_ratio": 2},
+    "relu": {"edges": {"transform": "relu", "threshold": 0.1}},
+    "softplus": {"edges": {"transform": "softplus"}},
+    "top_k": {"edges": {"transform": "top_k", "fraction": 0.5}},
+}
+SHAPES = {"GQA": {}, "MHA": {"groups": 4}, "one group": {"groups": 1}, "narrow heads": {"head_dim": 4}}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_module_equals_a_loop_over_batch_heads_and_rows(shape, variant, implementation):
+    module = build(implementation=implementation, **SHAPES[shape], **VARIANTS[variant])
+    states, table = states_and_table(module, 2, 6)
+    real = torch.ones(2, 6, dtype=torch.bool)
+    real[0, :2] = False
+    visible = torch.ones(6, 6, dtype=torch.bool).tril() & real[:, None, None, :]
+    mask = visible | torch.eye(6, dtype=torch.bool)
+    if implementation == "eager":
+        mask = torch.where(mask, 0.0, -1e30).double()
+        mask[mask < 0] = torch.finfo(torch.float32).min  # the stock eager softmax runs in float32
+    tolerance = 1e-10 if implementation == "sdpa" else 1e-5
+    if VARIANTS[variant].get("edges") is not None and implementation == "eager":
+        mask = mask.masked_fill(mask < 0, torch.finfo(torch.float64).min)
+    with torch.no_grad():
+        found, _ = module(states, table, mask)
+        expected = by_loops(module, states, table, real)
+    torch.testing.assert_close(found[real], expected[real], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_equal_those_of_the_loop(variant):
+    module = build(**VARIANTS[variant])
+    states, table = states_and_table(module, 1, 5)
+    parameters = [parameter for parameter in module.parameters()]
+    fast = torch.autograd.grad(module(states, table)[0].square().sum(), parameters, allow_unused=True)
+    slow = by_loops(module, states, table, torch.ones(1, 5, dtype=torch.bool)).square().sum()
+    slow = torch.autograd.grad(slow, parameters, allow_unused=True)
+    for one, other in zip(fast, slow, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, torch.zeros_like(one) if other is None else other, atol=1e-8, rtol=1e-8)
+
+
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 9), st.integers(0, 3))
+def test_without_a_transform_the_sum_is_attention(seed, heads, source, past):
+    rng = torch.Generator().manual_seed(seed)
+    states = tuple(torch.randn(2, heads, past + source, 5, generator=rng, dtype=torch.float64) for _ in range(3))
+    rows = states[0][:, :, past:]
+    visible = torch.ones(1, 1, past + source, past + source, dtype=torch.bool).tril()[:, :, past:]
+    found = sum_over_edges((rows, *states[1:]), visible, 0.6, EdgeTransformConfig(), 0.0, 2**20)
+    expected = torch.nn.functional.scaled_dot_product_attention(rows, *states[1:], visible, scale=0.6)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("transform", ["silu", "sharp_softplus", "top_k", "binary", "flow"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_of_rows_give_the_same_sum_and_gradients(transform, masked):
+    rng = torch.Generator().manual_seed(1)
+    states = tuple(torch.randn(2, 2, 9, 4, generator=rng, dtype=torch.float64) for _ in range(3))
+    options = EdgeTransformConfig(transform=transform, straight_through=True)
+    mask = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril() if masked else None
+    found = []
+    for block_bytes in (1, 500, 2**20):
+        leaves = tuple(each.clone().requires_grad_() for each in states)
+        output = sum_over_edges(leaves, mask, 0.5, options, 0.0, block_bytes)
+        output.square().sum().backward()
+        found.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-10)
+
+
+def test_the_sum_passes_gradcheck():
+    rng = torch.Generator().manual_seed(2)
+    states = tuple(torch.randn(1, 2, 4, 3, generator=rng, dtype=torch.float64).requires_grad_() for _ in range(3))
+    options = EdgeTransformConfig(transform="softplus")
+    assert torch.autograd.gradcheck(lambda *s: sum_over_edges(s, None, 0.5, options, 0.0, 2**20), states)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_tokens_one_by_one_give_what_all_at_once_gave(variant, kind):
+    module = build(**VARIANTS[variant])
+    states, table = states_and_table(module, 2, 7)
+    cache = DynamicCache() if kind == "dynamic" else StaticCache(module.config, max_cache_len=9)
+    with torch.no_grad():
+        whole, _ = module(states, table)
+        for i in range(7):
+            length = i + 1 if kind == "dynamic" else 9
+            mask = (torch.arange(length) <= i)[None, None, None].expand(2, 1, 1, -1)
+            row = (table[0][:, i : i + 1], table[1][:, i : i + 1])
+            one, _ = module(states[:, i : i + 1], row, mask, past_key_values=cache)
+            torch.testing.assert_close(one[:, 0], whole[:, i], atol=1e-12, rtol=1e-10)
+
+
+def test_dropout_of_edges_acts_in_training_only():
+    module = build(edges={"transform": "relu"}, mlp_dropout=0)
+    module.attention_dropout = 0.5
+    states, table = states_and_table(module, 1, 8)
+    calm = module(states, table)[0]
+    assert torch.equal(calm, module(states, table)[0])
+    module.train()
+    assert not torch.equal(calm, module(states, table)[0])
+
+
+def test_each_head_has_its_own_mlp():
+    mlp = PerHeadMLP(heads=3, width=4, inner=5, dropout=0.0, eps=1e-6).double()
+    for parameter in mlp.parameters():
+        torch.nn.init.normal_(parameter)
+    states = torch.randn(2, 3, 6, 4, dtype=torch.float64)
+    found = mlp(states)
+    for head in range(3):
+        for i in range(6):
+            torch.testing.assert_close(found[1, head, i], mlp_by_hand(mlp, head, states[1, head, i]))

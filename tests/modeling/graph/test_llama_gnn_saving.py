@@ -1,0 +1,108 @@
+"""Saved, loaded, loaded where graft is absent: always the same model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from graft.configuration.configuration_gnn import LlamaGNNConfig
+from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "initializer_range": 0.4,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+VARIANTS = {
+    "gin": {"edges": {"transform": "silu"}, "output_projection": True, "mlp_ratio": 2.0},
+    "pna": {"attention": "pna", "mlp_ratio": 2.0},
+    "sparse": {"attention": "llama", "sparse": {"rank": 6, "num_layers": 2, "scale_first": 0.4}, "layers": [1]},
+}
+
+
+def build_model(variant, **changes):
+    torch.manual_seed(0)
+    model = LlamaForCausalLMWithGNN(LlamaGNNConfig(**{**SIZES, **changes}, gnn_config=VARIANTS[variant])).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return model
+
+
+def ids():
+    return torch.randint(2, 61, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_loaded_model_gives_the_same_logits_and_has_the_same_options(variant, tied, tmp_path):
+    model = build_model(variant, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    loaded = LlamaForCausalLMWithGNN.from_pretrained(tmp_path).eval()
+    assert loaded.config.gnn_config == model.config.gnn_config
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
+    assert torch.equal(loaded(ids()).logits, model(ids()).logits)
+
+
+def test_nothing_of_the_old_weights_is_left_out_or_made_up_in_loading(tmp_path):
+    build_model("sparse").save_pretrained(tmp_path)
+    _, report = LlamaForCausalLMWithGNN.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+
+
+STRANGER = """
+import sys
+
+
+class NoGraft:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("graft", "faiss"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NoGraft())
+import torch
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    given = torch.load(folder + "/given.pt", weights_only=True)
+    assert torch.equal(model(given["ids"]).logits, given["logits"])
+    assert torch.equal(model.generate(given["ids"], max_new_tokens=5, do_sample=False), given["tokens"])
+    model.save_pretrained(folder + "/again")
+"""
+
+
+def test_the_saved_folder_works_where_graft_is_absent_and_can_be_saved_again(tmp_path):
+    folders = []
+    for variant in VARIANTS:
+        model, folder = build_model(variant), tmp_path / variant
+        model.save_pretrained(folder)
+        tokens = model.generate(ids(), max_new_tokens=5, do_sample=False)
+        torch.save({"ids": ids(), "logits": model(ids()).logits, "tokens": tokens}, folder / "given.pt")
+        folders.append(folder)
+    script = tmp_path / "stranger.py"
+    script.write_text(STRANGER)
+    for part in ("", "again"):
+        for folder in folders:
+            (folder / part / "given.pt").write_bytes((folder / "given.pt").read_bytes())
+        run = subprocess.run(
+            [sys.executable, str(script), *(str(folder / part) for folder in folders)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+    config = json.loads((folders[0] / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_llama_gnn.LlamaForCausalLMWithGNN"
