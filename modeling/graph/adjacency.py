@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...configuration.configuration_gnn import AdjacencyConfig
 from .visible_rows import attention_rows, in_row_blocks, visible_rows
@@ -70,7 +71,9 @@ def _adjacency_rows(
     query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, options: AdjacencyConfig, rows: range
 ) -> Tensor:
     target, source = query.shape[2], key.shape[2]
-    visible = visible_rows(mask, rows, (target, source), query.device)
-    weights = attention_rows(query[:, :, rows.start : rows.stop], key, scaling, visible)
+    seen = rows.stop if mask is None and target > 1 else source  # causal: no row of the block reads keys behind it
+    visible = visible_rows(mask, rows, (target, source), query.device)[..., :seen]
+    weights = attention_rows(query[:, :, rows.start : rows.stop], key[:, :, :seen], scaling, visible)
     behind = source - target
-    return adjacency_of(weights, visible, range(rows.start + behind, rows.stop + behind), options)
+    graph = adjacency_of(weights, visible, range(rows.start + behind, rows.stop + behind), options)
+    return functional.pad(graph, (0, source - seen))

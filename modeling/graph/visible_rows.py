@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+_CUTS = 8  # skips 7/16 of a causal square
+_SMALLEST_CUT = 64  # rows; less is all overhead
+
 
 def visible_rows(mask: Tensor | None, rows: range, sizes: tuple[int, int], device: torch.device) -> Tensor:
     """Which keys the rows `rows` may read.
@@ -49,7 +52,9 @@ def read_range(mask: Tensor | None, sizes: tuple[int, int], device: torch.device
 
 
 def in_row_blocks(compute: Callable[[range], Tensor], target: int, row_bytes: int, block_bytes: int) -> Tensor:
-    """`compute` of all rows, a block at a time; each block is computed again in the backward pass.
+    """`compute` of all rows, a block at a time. If all rows need more than one block may take, blocks are not kept.
+
+    They are computed again in the backward pass then. Rows that fit are cut too: early ones need few keys.
 
     Args:
         compute: from a range of rows to (..., rows, width).
@@ -57,11 +62,11 @@ def in_row_blocks(compute: Callable[[range], Tensor], target: int, row_bytes: in
         row_bytes: what one row takes while it is computed.
         block_bytes: what a block may take; at least one row is taken.
     """
-    size = max(1, block_bytes // row_bytes)
+    size = max(1, min(block_bytes // row_bytes, max(_SMALLEST_CUT, -(-target // _CUTS))))
     if size >= target:
         return compute(range(target))
     blocks = [range(start, min(start + size, target)) for start in range(0, target, size)]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and target * row_bytes > block_bytes:
         return torch.cat([checkpoint(compute, rows, use_reentrant=False) for rows in blocks], dim=-2)
     return torch.cat([compute(rows) for rows in blocks], dim=-2)
 
@@ -77,7 +82,8 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     Returns:
         (batch, heads, rows, source) in float32 or wider.
     """
-    scores = (query @ key.transpose(-1, -2)) * scaling
+    scores = (query * scaling) @ key.transpose(-1, -2)
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
-    return weights.masked_fill(~visible, 0.0)
+    # A row that reads nothing gets equal scores; its weights are then taken away row by row, not pair by pair.
+    weights = scores.masked_fill_(~visible, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights * visible.any(-1, keepdim=True)

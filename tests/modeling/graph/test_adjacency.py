@@ -86,6 +86,14 @@ def test_rows_in_blocks_and_last_rows_alone_give_the_same_graph_and_gradient(nam
     torch.testing.assert_close(last, graph[:, 6:].detach())
 
 
+def test_many_rows_without_a_mask_give_the_graph_of_a_mask():
+    query, key = random_states(6, 1, 2, 150)
+    mask = torch.ones(150, 150, dtype=torch.bool).tril()[None, None]
+    one, two = (attention_adjacency(query, key, 0.7, each, AdjacencyConfig(), 2**24) for each in (None, mask))
+    assert (one > 0).any()
+    torch.testing.assert_close(one, two)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_later_tokens_change_no_earlier_row_and_future_edges_are_zero(name):
     query, key = random_states(4, 1, 2, 8)

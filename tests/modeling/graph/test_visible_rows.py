@@ -84,6 +84,23 @@ def test_blocks_give_the_same_rows_and_gradients_and_small_ones_are_taken_one_by
     assert torch.equal(states.grad, 2 * states)
 
 
+@pytest.mark.parametrize(("block_bytes", "calls"), [(150 * 8, 3), (150 * 8 - 1, 6)])
+def test_many_rows_are_cut_and_computed_again_only_if_they_do_not_fit(block_bytes, calls):
+    states = torch.randn(150, 3, dtype=torch.float64, requires_grad=True)
+    seen = []
+
+    def compute(rows: range) -> torch.Tensor:
+        seen.append(rows)
+        return states[rows.start : rows.stop].square()
+
+    output = in_row_blocks(compute, 150, 8, block_bytes)
+    output.sum().backward()
+    assert torch.equal(output, states.square())
+    assert torch.equal(states.grad, 2 * states)
+    assert len(seen) == calls
+    assert {rows.start for rows in seen} == {0, 64, 128}
+
+
 def test_attention_of_a_row_that_sees_nothing_is_zero_and_others_sum_to_one():
     query, key = torch.randn(2, 1, 2, 3, 4)
     visible = torch.tensor([[True, False, False], [False] * 3, [True] * 3])[None, None]
