@@ -99,6 +99,8 @@ class SparseGraphConfig:
     """A graph network on the sparse graph that a layer's own attention makes; its output is added to the residual.
 
     Args:
+        layer: "gin" sends the sum over edges through an MLP; "gcn" sends it through one linear map; "recombination"
+            averages earlier neighbours by a softmax over the edges (GAT, arXiv 1710.10903).
         rank: width of the nodes.
         num_layers: graph layers, each one message step.
         mlp_ratio: width inside a GIN layer's MLP over `rank`.
@@ -110,6 +112,7 @@ class SparseGraphConfig:
             and linearly in between. With both 0 the model begins as its base.
     """
 
+    layer: Literal["gin", "gcn", "recombination"] = "gin"
     rank: int = 128
     num_layers: int = 1
     mlp_ratio: float | int = 1.0

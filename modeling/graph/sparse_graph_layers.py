@@ -10,6 +10,8 @@ from ...configuration.configuration_gnn import LlamaGNNConfig, SparseGraphConfig
 from .aggregation import gin_aggregate
 from .node_cache import NodeCacheLayer
 
+_LEAK = 0.2  # slope of the scores below 0, as in GAT
+
 
 class CausalGINLayer(nn.Module):
     """W2 act(norm(W1 u)) + u with u_i = eps z_i + sum_j A_ij z_j (Xu et al. 2019, arXiv 1810.00826); eps begins at 0.
@@ -40,15 +42,61 @@ class CausalGINLayer(nn.Module):
         return self.down(self.activation(self.inner_norm(self.up(summed)))) + summed
 
 
+class CausalGCNLayer(nn.Module):
+    """sum_j A_ij W z_j, after Kipf and Welling 2017 (arXiv 1609.02907) without the normalisation by degrees.
+
+    Arguments and shapes of `forward` as in CausalGINLayer.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def forward(self, nodes: Tensor, sources: Tensor, adjacency: Tensor) -> Tensor:
+        """One message step."""
+        return adjacency.to(sources.dtype) @ self.map(sources)
+
+
+class CausalGNNRecombinationLayer(nn.Module):
+    """sum_j softmax_j(e_ij) z_j with e_ij = leaky(a1 z_i + a2 z_j) A_ij over edges from strictly earlier tokens.
+
+    This is a GAT layer (Velickovic et al. 2018, arXiv 1710.10903) with weighted edges; its score takes two numbers per
+    node and no tensor of pairs of nodes. A token without such edges gets 0. `forward` as in CausalGINLayer.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.target_score = nn.Linear(width, 1, bias=False)
+        self.source_score = nn.Linear(width, 1, bias=False)
+
+    def forward(self, nodes: Tensor, sources: Tensor, adjacency: Tensor) -> Tensor:
+        """One message step."""
+        target, source = adjacency.shape[-2:]
+        own = torch.arange(source - target, source, device=adjacency.device)[:, None]
+        edges = (adjacency > 0) & (torch.arange(source, device=adjacency.device) != own)
+        scores = self.target_score(nodes) + self.source_score(sources).transpose(-1, -2)
+        scores = functional.leaky_relu(scores.to(adjacency.dtype), _LEAK) * adjacency
+        weights = scores.masked_fill(~edges, torch.finfo(scores.dtype).min).softmax(-1)
+        return (weights * edges.any(-1, keepdim=True)).to(sources.dtype) @ sources
+
+
+def make_graph_layer(options: SparseGraphConfig) -> nn.Module:
+    """The graph layer that `options.layer` names, for nodes of width `options.rank`."""
+    if options.layer == "gcn":
+        return CausalGCNLayer(options.rank)
+    if options.layer == "recombination":
+        return CausalGNNRecombinationLayer(options.rank)
+    return CausalGINLayer(options.rank, max(1, int(options.mlp_ratio * options.rank)), options.activation)
+
+
 class CausalGraphNeuralNetwork(nn.Module):
     """Linear map into nodes of width `rank`, message steps, linear map out. The cache holds earlier tokens' nodes."""
 
     def __init__(self, width: int, options: SparseGraphConfig) -> None:
         super().__init__()
         rank = options.rank
-        inner = max(1, int(options.mlp_ratio * rank))
         self.map_in = nn.Linear(width, rank)
-        self.layers = nn.ModuleList(CausalGINLayer(rank, inner, options.activation) for _ in range(options.num_layers))
+        self.layers = nn.ModuleList(make_graph_layer(options) for _ in range(options.num_layers))
         self.map_out = nn.Linear(rank, width)
         self.activation = ACT2FN[options.activation]
         self.dropout, self.residual = options.dropout, options.residual

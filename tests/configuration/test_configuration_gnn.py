@@ -116,3 +116,9 @@ def test_a_stock_llama_config_is_taken_over_without_a_warning(tmp_path, caplog):
     config = LlamaGNNConfig.from_pretrained(tmp_path, gnn_config={"attention": "pna"})
     assert (config.model_type, config.hidden_size, config.gnn_config.attention) == ("graft_llama_gnn", 32, "pna")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("layer", ["pna", "gat", None])
+def test_graph_layers_that_are_not_built_are_refused_by_name(layer):
+    with pytest.raises(REFUSED, match="layer"):
+        SparseGraphConfig(layer=layer)

@@ -31,6 +31,8 @@ VARIANTS = {
     "sparse": {"attention": "llama", "sparse": SPARSE},
     "sparse, after": {"attention": "llama", "sparse": SPARSE, "placement": "after_mlp"},
     "sparse, parallel": {"attention": "llama", "sparse": SPARSE, "placement": "parallel", "block_bytes": 1000},
+    "sparse, gcn": {"attention": "llama", "sparse": {**SPARSE, "layer": "gcn"}},
+    "sparse, recombination": {"attention": "llama", "sparse": {**SPARSE, "layer": "recombination"}},
     "one layer": {"layers": [1]},
 }
 DIFFERENT = ["gin", "gin, relu", "pna", "sparse"]
@@ -251,7 +253,7 @@ def test_graph_layers_stand_where_the_config_says():
     assert graphs == [False, True, False]
 
 
-@pytest.mark.parametrize("variant", ["sparse", "sparse, after", "sparse, parallel"])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("sparse")])
 def test_a_message_runs_along_edges_where_attention_carries_nothing(variant):
     """With values 0 attention sends nothing, so an earlier token moves later logits through edges or not at all.
 

@@ -25,42 +25,63 @@ def random_graph(batch=2, source=7, seed=0):
 
 
 ACTIVATIONS = {
-    "relu": lambda x: x.clamp(min=0),
+    "relu": lambda x: x * (x > 0),  # at 0, where nodes without edges stand, the gradient is 0
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "tanh": torch.tanh,
     "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
 }
 
 
-def by_loops(network, states, graph, activation, residual):
-    output = torch.zeros_like(states)
+def gin_by_hand(layer, nodes, weights, i, activation):
+    u = layer.epsilon * nodes[i]
+    for j in range(len(nodes)):
+        u = u + weights[i, j] * nodes[j]
+    inner = layer.up(u)
+    centred = inner - inner.mean()
+    inner = centred / torch.sqrt((centred**2).mean() + layer.inner_norm.eps)
+    return layer.down(activation(inner * layer.inner_norm.weight + layer.inner_norm.bias)) + u
+
+
+def gcn_by_hand(layer, nodes, weights, i, activation):
+    return sum(weights[i, j] * (layer.map.weight @ nodes[j] + layer.map.bias) for j in range(len(nodes)))
+
+
+def recombination_by_hand(layer, nodes, weights, i, activation):
+    earlier = [j for j in range(i) if weights[i, j] > 0]
+    if not earlier:
+        return 0 * nodes[i]
+    scores = []
+    for j in earlier:
+        raw = layer.target_score.weight[0] @ nodes[i] + layer.source_score.weight[0] @ nodes[j]
+        scores.append((raw if raw > 0 else 0.2 * raw) * weights[i, j])
+    shares = torch.softmax(torch.stack(scores), 0)
+    return sum(share * nodes[j] for share, j in zip(shares, earlier, strict=True))
+
+
+LAYERS = {"gin": gin_by_hand, "gcn": gcn_by_hand, "recombination": recombination_by_hand}
+
+
+def by_loops(network, states, graph, kind, activation):
+    output = []
     for b in range(len(states)):
         nodes = [network.map_in(state) for state in states[b]]
         for layer in network.layers:
-            updated = []
-            for i in range(len(nodes)):
-                u = layer.epsilon * nodes[i]
-                for j in range(len(nodes)):
-                    u = u + graph[b, i, j] * nodes[j]
-                inner = layer.up(u)
-                centred = inner - inner.mean()
-                inner = centred / torch.sqrt((centred**2).mean() + layer.inner_norm.eps)
-                inner = inner * layer.inner_norm.weight + layer.inner_norm.bias
-                new = activation(layer.down(activation(inner)) + u)
-                updated.append(nodes[i] + new if residual else new)
-            nodes = updated
-        for i, node in enumerate(nodes):
-            output[b, i] = network.map_out(node)
-    return output
+            updates = [activation(LAYERS[kind](layer, nodes, graph[b], i, activation)) for i in range(len(nodes))]
+            nodes = [
+                node + update if network.residual else update for node, update in zip(nodes, updates, strict=True)
+            ]
+        output.append(torch.stack([network.map_out(node) for node in nodes]))
+    return torch.stack(output)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("residual", [True, False])
-def test_the_network_and_its_gradients_equal_a_loop_over_nodes_and_edges(activation, residual):
-    network = build(activation=activation, residual=residual, mlp_ratio=1.5)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_network_and_its_gradients_equal_a_loop_over_nodes_and_edges(kind, activation, residual):
+    network = build(layer=kind, activation=activation, residual=residual, mlp_ratio=1.5)
     states, graph = random_graph()
     graph.requires_grad_()
-    found, expected = network(states, graph), by_loops(network, states, graph, ACTIVATIONS[activation], residual)
+    found, expected = network(states, graph), by_loops(network, states, graph, kind, ACTIVATIONS[activation])
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
     wanted = [graph, *network.parameters()]
     for one, other in zip(
@@ -82,9 +103,10 @@ def test_a_token_moves_exactly_those_that_edges_lead_to():
     assert moved.tolist() == [False, False, True, False]  # epsilon begins at 0: token 1 itself stays where it was
 
 
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("steps", [[1] * 7, [3, 4], [2, 1, 4]])
-def test_in_pieces_with_a_cache_the_network_gives_what_it_gave_at_once(steps):
-    network = build(num_layers=3)
+def test_in_pieces_with_a_cache_the_network_gives_what_it_gave_at_once(steps, kind):
+    network = build(num_layers=3, layer=kind)
     states, graph = random_graph()
     layer, at, found = NodeCacheLayer(DynamicLayer()), 0, []
     for step in steps:
