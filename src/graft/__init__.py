@@ -19,8 +19,12 @@ _PUBLIC = {
     "CorpusRetriever": "graft.retrieval.corpus.corpus_retriever",
     "DataCollatorForRetro": "graft.retrieval.corpus.retro_collator",
     "FixedNeighbours": "graft.modeling.retro.retriever",
+    "GNNConfig": "graft.configuration.configuration_gnn",
     "GraftSeq2SeqTrainer": "graft.trainer.trainer",
     "GraftTrainer": "graft.trainer.trainer",
+    "LlamaForCausalLMWithGNN": "graft.modeling.graph.modeling_llama_gnn",
+    "LlamaGNNConfig": "graft.configuration.configuration_gnn",
+    "LlamaModelWithGNN": "graft.modeling.graph.modeling_llama_gnn",
     "Memory": "graft.modeling.unlimiformer.memory",
     "RetroConfig": "graft.configuration.configuration_retro",
     "RetroDataset": "graft.retrieval.corpus.retro_dataset",
@@ -53,6 +57,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from graft.configuration.configuration_gnn import GNNConfig as GNNConfig
+    from graft.configuration.configuration_gnn import LlamaGNNConfig as LlamaGNNConfig
     from graft.configuration.configuration_retro import RetroConfig as RetroConfig
     from graft.configuration.configuration_unlimiformer import (
         UnlimiformerBartConfig as UnlimiformerBartConfig,
@@ -64,6 +70,8 @@ if TYPE_CHECKING:
         UnlimiformerLlamaConfig as UnlimiformerLlamaConfig,
     )
     from graft.modeling.attachment import Attachment as Attachment
+    from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN as LlamaForCausalLMWithGNN
+    from graft.modeling.graph.modeling_llama_gnn import LlamaModelWithGNN as LlamaModelWithGNN
     from graft.modeling.retro.modeling_retro import RetroForCausalLM as RetroForCausalLM
     from graft.modeling.retro.modeling_retro import RetroModel as RetroModel
     from graft.modeling.retro.retriever import CachingRetriever as CachingRetriever

@@ -5,14 +5,18 @@ Runs when a public name of graft is first touched, or by `import graft.registrat
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.configuration.configuration_retro import RetroConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerBartConfig, UnlimiformerLlamaConfig
+from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN, LlamaModelWithGNN
 from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
 from graft.modeling.retro.retrofit_tuner import register_with_peft
 from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart
 from graft.modeling.unlimiformer.modeling_unlimiformer_llama import UnlimiformerLlamaForCausalLM
 
 _REGISTERED = (
+    (LlamaGNNConfig, AutoModel, LlamaModelWithGNN),
+    (LlamaGNNConfig, AutoModelForCausalLM, LlamaForCausalLMWithGNN),
     (RetroConfig, AutoModel, RetroModel),
     (RetroConfig, AutoModelForCausalLM, RetroForCausalLM),
     (UnlimiformerBartConfig, AutoModelForSeq2SeqLM, UnlimiformerBart),
