@@ -101,7 +101,8 @@ def _standard(rows: Dataset, configuration: RunConfiguration, split: str) -> Dat
         keeps_references=split != "train",
     )
     check_columns(rows.column_names, settings)
-    mapping = _Mapping(data.num_proc, data.overwrite_cache)
+    # One process: it is quick, and a row that is refused in a pool of processes can leave the pool waiting for ever.
+    mapping = _Mapping(None, data.overwrite_cache)
     options = {"with_indices": True, "remove_columns": rows.column_names, "fn_kwargs": {"settings": settings}}
     standard = mapping(rows, standard_rows, repr(settings), desc=f"Reading {split}", **options)
     if len(standard) < len(rows):
