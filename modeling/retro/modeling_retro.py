@@ -26,7 +26,15 @@ from .normalisation import GatedRMSNorm, deepnorm_constants, make_norm, make_res
 from .partial_rotary import Rotary, rotary_table
 from .projections import HeadProjection, InnerProjection, OutputProjection, make_feed_forward
 from .retrieval_cache import RetrievalCacheLayer, retrieval_layers
-from .retrieval_pass import EncodeNeighbours, RetrievalPass, begin_pass, is_packed, leading_padding
+from .retrieval_pass import (
+    EncodeNeighbours,
+    RetrievalPass,
+    begin_pass,
+    check_retrieved,
+    grid_without_cache,
+    is_packed,
+    leading_padding,
+)
 from .retriever import Retriever, check_retriever, retrieve_completed
 from .self_attention import CausalSelfAttention
 
@@ -301,7 +309,7 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
         logits, loss = None, None
         kwargs["cache"] = past_key_values if cache is None else cache
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "retrieved": retrieved}
-        if labels is not None and self.training and input_ids is not None:
+        if labels is not None and self.training and input_ids is not None and kwargs["cache"] is None:
             output = self.model(input_ids[:, :-1], **self._without_last(inputs, input_ids), **kwargs)
             loss = self._loss(output.last_hidden_state, labels[:, 1:], count)
         else:
@@ -323,12 +331,10 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
         """Leave out the last token, which predicts nothing that is scored, and the neighbours only it would read."""
         mask, positions, retrieved = inputs.values()
         if retrieved is not None:
-            batch, length = input_ids.shape
-            whole = begin_pass(self.config, input_ids, (mask, positions), retrieved, None).grid.closed
-            left = begin_pass(
-                self.config, input_ids[:, :-1], (_all_but_last(mask), _all_but_last(positions)), None, None
-            ).grid.closed
-            retrieved = retrieved[:, :left] if left < whole else retrieved
+            m, shorter = self.config.chunk_size, (_all_but_last(mask), _all_but_last(positions))
+            whole = grid_without_cache(m, input_ids, (mask, positions)).closed
+            check_retrieved(retrieved, input_ids.shape[0], whole, self.config)
+            retrieved = retrieved[:, : grid_without_cache(m, input_ids[:, :-1], shorter).closed]
         return {
             "attention_mask": _all_but_last(mask),
             "position_ids": _all_but_last(positions),

@@ -25,9 +25,8 @@ class PaddedChunkGrid(ChunkGrid):
         self.first = 0
         positions = torch.arange(past, past + new) - padding[:, None]  # (batch, new), negative at padding
         self.reads = positions >= m - 1
-        self.slots = (positions + 1 - (self.own_past - self.open_of_row)[:, None]).clamp(
-            min=0
-        )  # row of group 0, 1, ...
+        begin = (self.own_past - self.open_of_row)[:, None]  # of each row's open chunk
+        self.slots = (positions + 1 - begin).clamp(min=0)  # (batch, new) rows, counted from the first of group 0
         self.leading = (padding - past).clamp(min=0, max=new)  # padding among the new tokens
 
     def group(self, tokens: Tensor, skips_past: bool) -> Tensor:

@@ -6,7 +6,7 @@ and ids of the open chunk and of the one before it: the encoder is conditioned o
 What it costs is constant in the length of the text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -144,7 +144,10 @@ class RetrievalCacheLayer(CacheLayerWrapper):
 
 
 def retrieval_layers(cache: Cache, layers: Sequence[int], chunk_size: int) -> dict[int, RetrievalCacheLayer]:
-    """The retrieval layers of `cache`, by decoder layer; layers that it has are wrapped when they are first asked for.
+    """The retrieval layers of `cache`, by decoder layer; a fresh cache gets them when they are first asked for.
+
+    They lie inside of what other wings put around its layers: there they count local tokens, not the positions that a
+    memory takes.
 
     Args:
         cache: a fresh one, or one that went through here before.
@@ -160,20 +163,28 @@ def retrieval_layers(cache: Cache, layers: Sequence[int], chunk_size: int) -> di
     known = {index: layer for index, layer in found.items() if layer is not None}
     if len(known) == len(found):
         return known
-    if known or cache.get_seq_length():
-        raise ValueError(
-            f"The cache holds {cache.get_seq_length()} tokens that were not read with retrieval: give a fresh cache."
-        )
+    wrappers = {index: list(wrappers_of(cache.layers[index])) for index in layers}
+    inner: dict[int, Any] = {index: of[-1].inner if of else cache.layers[index] for index, of in wrappers.items()}
+    held = max(int(layer.get_seq_length()) for layer in inner.values())
+    if known or held:
+        raise ValueError(f"The cache holds {held} tokens that were not read with retrieval: give a fresh cache.")
     chunk = OpenChunk(chunk_size)
-    for place, index in enumerate(layers):
-        cache.layers[index] = RetrievalCacheLayer(cache.layers[index], chunk, is_first=place == 0)
-    return {index: cache.layers[index] for index in layers}  # type: ignore[misc]
+    made = {index: RetrievalCacheLayer(inner[index], chunk, index == layers[0]) for index in layers}
+    for index, layer in made.items():
+        if wrappers[index]:
+            wrappers[index][-1].inner = layer
+        else:
+            cache.layers[index] = layer
+    return made
+
+
+def wrappers_of(layer: Any) -> Iterator[CacheLayerWrapper]:
+    """The wrappers around a cache layer, from the outermost."""
+    while isinstance(layer, CacheLayerWrapper):
+        yield layer
+        layer = layer.inner
 
 
 def _retrieval_layer(layer: Any) -> RetrievalCacheLayer | None:
     """The retrieval layer among the wrappers around a cache layer."""
-    while not isinstance(layer, RetrievalCacheLayer):
-        if not isinstance(layer, CacheLayerWrapper):
-            return None
-        layer = layer.inner
-    return layer
+    return next((wrapper for wrapper in wrappers_of(layer) if isinstance(wrapper, RetrievalCacheLayer)), None)

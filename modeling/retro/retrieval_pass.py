@@ -135,7 +135,7 @@ def begin_pass(
     new = input_ids.shape[1]
     if layers is None:
         chunk, skips_past = None, True
-        grid = _grid_without_cache(config.chunk_size, input_ids, attention_mask, position_ids)
+        grid = grid_without_cache(config.chunk_size, input_ids, masks)
     else:
         first = next(iter(layers.values()))
         chunk, skips_past = first.chunk, first.latest is None
@@ -192,13 +192,13 @@ def check_retrieved(retrieved: Tensor | None, batch: int, closed: int, config: R
             f"`retrieved` has {retrieved.shape[1]} chunks, the sequence has {closed} complete chunks of "
             f"`chunk_size` {config.chunk_size} tokens."
         )
-    if retrieved.shape[2] < 1 or length is None or not 1 <= retrieved.shape[3] <= length:
+    if retrieved.shape[2] < 1 or not 1 <= retrieved.shape[3] <= length:
         raise ValueError(f"`retrieved` must be {wanted}, got {tuple(retrieved.shape)}.")
 
 
-def _grid_without_cache(
-    chunk_size: int, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
-) -> ChunkGrid:
+def grid_without_cache(chunk_size: int, input_ids: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> ChunkGrid:
+    """Where the tokens of a pass without a cache lie among chunks: in one document a row, padded, or packed."""
+    attention_mask, position_ids = masks
     new = input_ids.shape[1]
     if position_ids is not None and is_packed(attention_mask, position_ids):
         return PackedChunkGrid(position_ids.expand(input_ids.shape[0], -1), chunk_size)

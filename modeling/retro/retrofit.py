@@ -17,10 +17,11 @@ from ...atomic_files import new_file, write_json
 from ..attachment import Attachment
 from ..residual_tap import tappable_layers
 from ..transformers_compat import cache_argument
+from .retrieval_cache import retrieval_layers
 from .retriever import Retriever, check_retriever
 from .retrofit_adapter import RetroFitAdapter
 from .retrofit_config import RetroFitConfig
-from .retrofit_hook import RetrievalHook, RetrieverLayer, give_retrieval, install_retrieval
+from .retrofit_hook import RetrievalHook, RetrieverLayer, install_retrieval
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -67,7 +68,7 @@ def retrieval_inputs(
         return inputs | ({} if cache is None else cache_argument(cache))
     cache = DynamicCache(config=model.config) if cache is None else cache
     layers = adapter.config.cross_attention_layers
-    give_retrieval(cache, layers, adapter.config.chunk_size)
+    retrieval_layers(cache, layers, adapter.config.chunk_size)
     cache.layers[layers[0]] = RetrieverLayer(cache.layers[layers[0]], retriever)
     return inputs | cache_argument(cache)
 

@@ -5,7 +5,7 @@ chunk is complete, and puts the pass's ForwardRetrieval into a keyword. Without 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..attachment import Attachment
 from ..cache_layers import CacheLayerWrapper
 from ..residual_tap import tap_residual, tappable_layers
 from ..transformers_compat import CACHE_ARGUMENT, cache_of, take_cache
-from .retrieval_cache import OpenChunk, RetrievalCacheLayer, retrieval_layers
+from .retrieval_cache import OpenChunk, RetrievalCacheLayer, retrieval_layers, wrappers_of
 from .retrieval_pass import begin_pass, is_packed
 from .retriever import Retriever, retrieve_completed
 from .retrofit_adapter import KEYWORD, ForwardRetrieval, RetroFitAdapter
@@ -29,13 +29,6 @@ class RetrieverLayer(CacheLayerWrapper):
     def __init__(self, inner: Any, retriever: Retriever) -> None:
         super().__init__(inner)
         self.retriever = retriever
-
-
-def wrappers_of(layer: Any) -> Iterator[CacheLayerWrapper]:
-    """The wrappers around a cache layer, from the outermost."""
-    while isinstance(layer, CacheLayerWrapper):
-        yield layer
-        layer = layer.inner
 
 
 def reads_neighbours(cache: Any) -> bool:
@@ -51,25 +44,6 @@ def retriever_of(cache: Any) -> Retriever | None:
             if isinstance(wrapper, RetrieverLayer):
                 return wrapper.retriever
     return None
-
-
-def give_retrieval(cache: Cache, layers: Sequence[int], chunk_size: int) -> dict[int, RetrievalCacheLayer]:
-    """The retrieval layers of `cache`; a fresh one gets them, inside of what other wings put around its layers.
-
-    In there they count local tokens, not the positions that a memory takes.
-
-    Raises:
-        ValueError: the cache holds tokens that were not read with retrieval.
-    """
-    wrapped = bool(cache.layers) and all(isinstance(layer, CacheLayerWrapper) for layer in cache.layers)
-    if wrapped and not reads_neighbours(cache):
-        innermost = [list(wrappers_of(cache.layers[index]))[-1] for index in layers]
-        if held := max(wrapper.inner.get_seq_length() for wrapper in innermost):
-            raise ValueError(f"The cache holds {held} tokens that were not read with retrieval: give a fresh cache.")
-        chunk = OpenChunk(chunk_size)
-        for place, wrapper in enumerate(innermost):
-            wrapper.inner = RetrievalCacheLayer(wrapper.inner, chunk, is_first=place == 0)
-    return retrieval_layers(cache, layers, chunk_size)
 
 
 class RetrievalHook:
@@ -110,7 +84,7 @@ class RetrievalHook:
         self, model: PreTrainedModel, given: dict[str, Any], cache: Cache | None, retrieved: Tensor | None
     ) -> ForwardRetrieval:
         config, ids = self.adapter.config, given["input_ids"]
-        layers = None if cache is None else give_retrieval(cache, config.cross_attention_layers, config.chunk_size)
+        layers = None if cache is None else retrieval_layers(cache, config.cross_attention_layers, config.chunk_size)
         chunk = None if layers is None else next(iter(layers.values())).chunk
         masks = _local_mask(given.get("attention_mask"), ids, chunk), given.get("position_ids")
         retriever = retriever_of(cache)
