@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graft.configuration.configuration_retro import RetroConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM
+from graft.modeling.transformers_compat import cache_argument, cache_of
 
 
 def tiny_config(**changes) -> RetroConfig:
@@ -374,6 +375,17 @@ def test_the_training_loss_equals_the_loss_over_all_logits(length):
     torch.testing.assert_close(trained.loss, expected)
     divided = model(ids, retrieved=retrieved, labels=labels, num_items_in_batch=7).loss
     torch.testing.assert_close(divided * 7, expected * (labels[:, 1:] != -100).sum())
+
+
+@pytest.mark.parametrize("past", [3, 4, 6])
+def test_the_training_loss_behind_a_cache_is_that_of_the_tokens_given(past):
+    model = tiny_model()
+    ids, retrieved = random_inputs(13, 2, 12)
+    logits = model(ids, retrieved=retrieved).logits[:, past:-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, past + 1 :].flatten())
+    cache = cache_of(model(ids[:, :past], retrieved=retrieved[:, : past // 4], use_cache=True))
+    rest = {"retrieved": retrieved[:, past // 4 :], "labels": ids[:, past:], **cache_argument(cache)}
+    torch.testing.assert_close(model.train()(ids[:, past:], **rest).loss, expected)
 
 
 def test_gradient_checkpointing_changes_no_gradient():
