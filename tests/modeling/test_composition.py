@@ -1,0 +1,179 @@
+"""Memory, retro-fit and LoRA on one decoder: any order of attaching, all at work at once, any order of removal."""
+
+import copy
+from itertools import permutations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.modeling.retro.retrofit import retrofit
+from graft.modeling.retro.retrofit_config import RetroFitConfig
+from graft.modeling.transformers_compat import CACHE_ARGUMENT, cache_argument
+from graft.modeling.unlimiformer.attach import unlimiform
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+}
+MEMORY = UnlimiformerConfig(window=16, keys_per_query=6)
+RETROFIT = {"chunk_size": 4, "neighbour_length": 6, "cross_attention_layers": [0, 2]}
+LORA = {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+
+
+def build(family):
+    torch.manual_seed(0)
+    whole = {"sliding_window": None} if family == "mistral" else {}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, **whole)).double().eval()
+
+
+def shake(parameters):
+    """Random weights, the same whatever was made before: some begin at 0 and would not act."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64))
+
+
+def random_ids(*shape, seed=0):
+    return torch.randint(3, 61, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def neighbours_of(chunks):
+    return random_ids(61, 2, 6, seed=7)[chunks.sum(-1) % 61]
+
+
+class Grafted:
+    """A decoder and what was put on it, by name, in the order asked for."""
+
+    def __init__(self, family, order):
+        self.model = build(family)
+        self.before = self.picture()
+        self.handles = {}
+        for name in order:
+            self.handles[name] = getattr(self, f"attach_{name}")()
+
+    def picture(self):
+        with torch.no_grad():
+            logits = self.model(random_ids(2, 9)).logits
+        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        return logits, weights, copy.deepcopy(self.model.config.to_dict()), hooks_of(self.model)
+
+    def attach_memory(self):
+        return unlimiform(self.model, MEMORY)
+
+    def attach_retrofit(self):
+        handle = retrofit(self.model, RetroFitConfig(**RETROFIT))
+        shake(handle.trainable_parameters())
+        return handle
+
+    def attach_lora(self):
+        peft_model = get_peft_model(self.model, LoraConfig(**LORA))
+        shake(parameter for name, parameter in self.model.named_parameters() if "lora" in name)
+        return peft_model.eval()
+
+    def remove(self, name):
+        handle = self.handles.pop(name)
+        if name == "lora":
+            handle.unload()
+        else:
+            handle.remove()
+
+    def inputs(self, document, question):
+        """What `generate` is given so that memory and retrieval both act."""
+        given = self.handles["memory"].remember(document).inputs(question)
+        retrieving = self.handles["retrofit"].inputs(question, None, neighbours_of, given[CACHE_ARGUMENT])
+        return {**given, CACHE_ARGUMENT: retrieving[CACHE_ARGUMENT]}
+
+
+def hooks_of(model):
+    return {
+        name: (len(module._forward_pre_hooks), len(module._forward_hooks))
+        for name, module in model.named_modules()
+        if module._forward_pre_hooks or module._forward_hooks
+    }
+
+
+@pytest.mark.parametrize("order", list(permutations(["memory", "retrofit", "lora"])))
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_removed_in_any_order_the_base_is_what_it_was_bit_for_bit(family, order):
+    for last in permutations(order):
+        grafted = Grafted(family, order)
+        for name in last:
+            grafted.remove(name)
+        logits, weights, config, hooks = grafted.picture()
+        assert torch.equal(logits, grafted.before[0])
+        assert weights.keys() == grafted.before[1].keys()
+        assert all(torch.equal(weights[name], grafted.before[1][name]) for name in weights)
+        assert config == grafted.before[2]
+        assert hooks == grafted.before[3] == {}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+def test_the_order_of_attaching_changes_no_logit_and_each_one_acts(family):
+    document, question = random_ids(2, 40, seed=1), random_ids(2, 9, seed=2)
+    found = []
+    for order in permutations(["memory", "retrofit", "lora"]):
+        grafted = Grafted(family, order)
+        with torch.no_grad():
+            found.append(grafted.model(**grafted.inputs(document, question)).logits)
+    for logits in found[1:]:
+        torch.testing.assert_close(logits, found[0], rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        grafted.handles["lora"].base_model.disable_adapter_layers()
+        without_lora = grafted.model(**grafted.inputs(document, question)).logits
+        grafted.handles["lora"].base_model.enable_adapter_layers()
+        memory = grafted.handles["memory"].remember(document)
+        without_retrieval = grafted.model(**memory.inputs(question)).logits
+        retrieving = grafted.handles["retrofit"].inputs(question, None, neighbours_of)
+        without_memory = grafted.model(**retrieving).logits
+    for logits in (without_lora, without_retrieval, without_memory):
+        assert not torch.allclose(logits, found[0])
+
+
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+def test_generation_with_all_of_them_gives_what_one_pass_over_its_tokens_prefers(way):
+    grafted = Grafted("llama", ["retrofit", "memory", "lora"])
+    document, question = random_ids(2, 40, seed=1), random_ids(2, 9, seed=2)
+    torch.manual_seed(0)
+    options = {"max_new_tokens": 10, "output_scores": True, "return_dict_in_generate": True, "do_sample": False, **way}
+    out = grafted.model.generate(**grafted.inputs(document, question), **options)
+    rows = len(out.sequences) // 2
+    memory = grafted.handles["memory"].remember(document).select([row for row in (0, 1) for _ in range(rows)])
+    given = memory.inputs(out.sequences)
+    cache = grafted.handles["retrofit"].inputs(out.sequences, None, neighbours_of, given[CACHE_ARGUMENT])
+    with torch.no_grad():
+        logits = grafted.model(**{**given, **cache_argument(cache[CACHE_ARGUMENT])}).logits
+    if "num_beams" in way:  # scores of beams are sums over other beams too: compare the winner's own
+        likely = logits.log_softmax(-1)[:, 8:-1].gather(-1, out.sequences[:, 9:, None])[..., 0]
+        torch.testing.assert_close(out.sequences_scores.double(), likely.mean(-1), rtol=1e-6, atol=1e-6)
+        return
+    for step, scores in enumerate(out.scores):
+        kept = scores.isfinite()  # sampling keeps the likeliest 50
+        torch.testing.assert_close(scores[kept].double(), logits[:, 8 + step][kept], rtol=1e-5, atol=1e-5)
+
+
+def test_one_training_step_reaches_the_adapters_and_nothing_else():
+    grafted = Grafted("llama", ["lora", "memory", "retrofit"])
+    for name, parameter in grafted.model.named_parameters():
+        parameter.requires_grad_("lora" in name)  # `retrofit` froze them: both are to be trained
+    ids = random_ids(2, 13, seed=3)
+    retrieved = neighbours_of(ids[:, :12].unflatten(1, (3, 4)).flatten(0, 1)).unflatten(0, (2, 3))
+    grafted.model.train()(ids, labels=ids, retrieved=retrieved).loss.backward()
+    trained = dict(grafted.handles["retrofit"].adapter.named_parameters())
+    trained |= {name: parameter for name, parameter in grafted.model.named_parameters() if "lora" in name}
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trained.values())
+    frozen = [p for name, p in grafted.model.named_parameters() if "lora" not in name]
+    assert all(parameter.grad is None for parameter in frozen)
