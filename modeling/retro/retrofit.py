@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from ...atomic_files import new_file, write_json
 from ..attachment import Attachment
 from ..residual_tap import tappable_layers
-from ..transformers_compat import cache_argument
+from ..transformers_compat import cache_argument, take_cache
 from .retrieval_cache import retrieval_layers
 from .retriever import Retriever, check_retriever
 from .retrofit_adapter import RetroFitAdapter
@@ -54,15 +54,22 @@ def retrieval_inputs(
     adapter: RetroFitAdapter,
     tokens: tuple[Tensor, Tensor | None],
     retriever: Retriever | None,
-    cache: Cache | None,
+    others: dict[str, Any],
 ) -> dict[str, Any]:
-    """Arguments of `model.generate` whose cache says whom to ask; see `RetroFit.inputs`."""
+    """Arguments of `model.generate` whose cache says whom to ask; see `RetroFit.inputs`.
+
+    Raises:
+        TypeError: `others` has what is neither a cache nor `position_ids`.
+    """
     input_ids, attention_mask = tokens
+    cache: Cache | None = take_cache(others)
+    if unknown := sorted(set(others) - {"position_ids"}):
+        raise TypeError(f"`inputs` takes tokens, a retriever, a cache and `position_ids`, got {unknown}.")
     if input_ids.dim() != 2:
         raise ValueError(f"`input_ids` must be (batch, prompt), got {tuple(input_ids.shape)}.")
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, **others}
     check_retriever(retriever)
     if retriever is None:
         return inputs | ({} if cache is None else cache_argument(cache))
@@ -118,25 +125,26 @@ class RetroFit(Attachment):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         retriever: Retriever | None = None,
-        cache: Cache | None = None,
+        **others: Any,
     ) -> dict[str, Any]:
         """What to give to `model.generate(...)`; make it anew for each generation.
 
             model.generate(**handle.inputs(ids, retriever=retriever), max_new_tokens=50)
+            model.generate(**handle.inputs(**memory.inputs(ids), retriever=retriever))  # behind a memory
 
         Args:
             input_ids: (batch, prompt), left-padded if prompts differ in length, with their mask.
             attention_mask: like `input_ids`, 1 for real tokens.
             retriever: asked when a chunk is complete, for all rows whose chunk is; None generates without retrieval.
-            cache: a fresh cache to use, such as one with a memory; None makes one.
+            others: a fresh cache to use, under transformers' name for it, and `position_ids`, such as a memory makes.
 
         Raises:
-            TypeError: `retriever` is not callable.
+            TypeError: `retriever` is not callable, or an argument is unknown.
             ValueError: the cache holds tokens already.
             RuntimeError: the attachment was removed.
         """
         self.check_attached()
-        return retrieval_inputs(self.model, self.adapter, (input_ids, attention_mask), retriever, cache)
+        return retrieval_inputs(self.model, self.adapter, (input_ids, attention_mask), retriever, others)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the options and the new weights alone; `PeftModel.from_pretrained` loads them as well."""

@@ -14,7 +14,6 @@ from peft import PeftConfig
 from peft import mapping as peft_mapping
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from transformers import Cache
 
 from ..attachment import Attachment, device_of
 from .retriever import Retriever
@@ -88,11 +87,11 @@ class RetroFitTuner(BaseTuner):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         retriever: Retriever | None = None,
-        cache: Cache | None = None,
+        **others: Any,
     ) -> dict[str, Any]:
         """What to give to `generate` of the PEFT model, made anew for each generation; see `RetroFit.inputs`."""
         adapter = self.retrofit.adapters[self.active_adapters[0]]
-        return retrieval_inputs(self.model, adapter, (input_ids, attention_mask), retriever, cache)  # type: ignore[arg-type]
+        return retrieval_inputs(self.model, adapter, (input_ids, attention_mask), retriever, others)  # type: ignore[arg-type]
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Use another adapter.

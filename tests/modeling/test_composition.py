@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.retro.retrofit import retrofit
 from graft.modeling.retro.retrofit_config import RetroFitConfig
-from graft.modeling.transformers_compat import CACHE_ARGUMENT, cache_argument
 from graft.modeling.unlimiformer.attach import unlimiform
 
 SIZES = {
@@ -93,9 +92,8 @@ class Grafted:
 
     def inputs(self, document, question):
         """What `generate` is given so that memory and retrieval both act."""
-        given = self.handles["memory"].remember(document).inputs(question)
-        retrieving = self.handles["retrofit"].inputs(question, None, neighbours_of, given[CACHE_ARGUMENT])
-        return {**given, CACHE_ARGUMENT: retrieving[CACHE_ARGUMENT]}
+        memory = self.handles["memory"].remember(document)
+        return self.handles["retrofit"].inputs(**memory.inputs(question), retriever=neighbours_of)
 
 
 def hooks_of(model):
@@ -152,10 +150,9 @@ def test_generation_with_all_of_them_gives_what_one_pass_over_its_tokens_prefers
     out = grafted.model.generate(**grafted.inputs(document, question), **options)
     rows = len(out.sequences) // 2
     memory = grafted.handles["memory"].remember(document).select([row for row in (0, 1) for _ in range(rows)])
-    given = memory.inputs(out.sequences)
-    cache = grafted.handles["retrofit"].inputs(out.sequences, None, neighbours_of, given[CACHE_ARGUMENT])
     with torch.no_grad():
-        logits = grafted.model(**{**given, **cache_argument(cache[CACHE_ARGUMENT])}).logits
+        given = memory.inputs(out.sequences)
+        logits = grafted.model(**grafted.handles["retrofit"].inputs(**given, retriever=neighbours_of)).logits
     if "num_beams" in way:  # scores of beams are sums over other beams too: compare the winner's own
         likely = logits.log_softmax(-1)[:, 8:-1].gather(-1, out.sequences[:, 9:, None])[..., 0]
         torch.testing.assert_close(out.sequences_scores.double(), likely.mean(-1), rtol=1e-6, atol=1e-6)

@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from graft import UnlimiformerConfig, unlimiform
 from graft.modeling.retro.retriever import CachingRetriever, FixedNeighbours
-from graft.modeling.transformers_compat import CACHE_ARGUMENT, cache_argument, cache_of
+from graft.modeling.transformers_compat import cache_argument, cache_of
 
 FAMILIES = ["llama", "qwen3", "gpt2", "gemma2", "gemma3_text", "olmo2"]
 
@@ -118,7 +118,7 @@ def test_a_static_cache_gives_the_same_tokens(decoders, family):
     mask, options = (ids != 1).long(), {"max_new_tokens": 14, "do_sample": False}
     expected = model.generate(**handle.inputs(ids, mask, retriever), **options)
     cache = StaticCache(config=model.config, max_cache_len=32)
-    found = model.generate(**handle.inputs(ids, mask, retriever, cache), **options, disable_compile=True)
+    found = model.generate(**handle.inputs(ids, mask, retriever, cache=cache), **options, disable_compile=True)
     assert torch.equal(found, expected)
 
 
@@ -226,9 +226,7 @@ def test_with_a_memory_chunks_count_local_tokens(decoders, first):
     ids, retriever = decoders.ids(2, 5), decoders.Retriever()
 
     def inputs(tokens, retriever=None):
-        given = memory.inputs(tokens)
-        own = handle.inputs(tokens, given["attention_mask"], retriever, cache=given[CACHE_ARGUMENT])
-        return given | own
+        return handle.inputs(**memory.inputs(tokens), retriever=retriever)
 
     without = model.generate(**memory.inputs(ids), max_new_tokens=15, do_sample=False)
     assert torch.equal(model.generate(**inputs(ids), max_new_tokens=15, do_sample=False), without)
@@ -249,6 +247,12 @@ def test_a_retriever_that_cannot_be_called_is_refused(decoders):
     _, handle = decoders.fit("llama")
     with pytest.raises(TypeError, match="`retriever` must be callable"):
         handle.inputs(decoders.ids(1, 5), retriever="corpus")
+
+
+def test_an_argument_it_does_not_know_is_refused(decoders):
+    _, handle = decoders.fit("llama")
+    with pytest.raises(TypeError, match=r"a cache and `position_ids`, got \['chunks'\]"):
+        handle.inputs(decoders.ids(1, 5), chunks=3)
 
 
 def test_prompts_of_another_shape_are_refused(decoders):
