@@ -202,7 +202,8 @@ class RetroModel(RetroPreTrainedModel):
             TypeError, ValueError: `retrieved` does not fit the chunks completed, documents start inside a chunk, a
                 position lies beyond learned ones, or an argument is unknown.
         """
-        if unknown := sorted(set(kwargs) - _PASSED_ALONG):
+        given = {name for name, value in kwargs.items() if value is not None}  # PEFT hands all it knows on, as None
+        if unknown := sorted(given - _PASSED_ALONG):
             raise TypeError(f"RetroModel.forward has no argument {unknown}; did you mean one of {_ARGUMENTS}?")
         if input_ids is None:
             raise ValueError("`input_ids` must be given: chunks are made of tokens.")

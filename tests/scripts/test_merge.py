@@ -1,0 +1,116 @@
+"""graft-merge: a LoRA's update in its base's weights, for stock models and ours; other methods are refused."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from graft.configuration.configuration_retro import RetroConfig
+from graft.modeling.retro.modeling_retro import RetroForCausalLM
+from graft.modeling.retro.retrofit import retrofit
+from graft.modeling.retro.retrofit_config import RetroFitConfig
+from graft.scripts.merge import main
+
+HEADS = {"num_attention_heads": 2, "num_hidden_layers": 2}
+LLAMA = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, max_position_embeddings=64, **HEADS)
+SIDES = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+BART = BartConfig(vocab_size=40, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, **SIDES)
+RETRO = {"encoder_hidden_size": 12, "num_encoder_layers": 1, "cross_attention_layers": [1], "chunk_size": 4}
+BASES = {
+    "llama": lambda: LlamaForCausalLM(LLAMA),
+    "bart": lambda: BartForConditionalGeneration(BART),
+    "retro": lambda: RetroForCausalLM(RetroConfig(vocab_size=40, hidden_size=16, **HEADS, **RETRO)),
+}
+TARGETS = {"llama": ["q_proj", "down_proj"], "bart": ["q_proj", "fc1"], "retro": ["qkv", "up"]}
+IDS = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model.float().eval()(input_ids=IDS).logits
+
+
+def adapted(base, tmp_path, dtype=torch.float32):
+    """A base saved, and the folder of a LoRA on it with a visible update; what both together compute."""
+    torch.manual_seed(0)
+    model = BASES[base]().to(dtype)
+    model.save_pretrained(tmp_path / "base")
+    names = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    targets = sorted(set(TARGETS[base]) & names)
+    assert targets, sorted(names)
+    task = "SEQ_2_SEQ_LM" if base == "bart" else "CAUSAL_LM"
+    peft_model = get_peft_model(
+        model, LoraConfig(r=2, target_modules=targets, task_type=task, base_model_name_or_path=str(tmp_path / "base"))
+    )
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    peft_model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    peft_model.save_pretrained(tmp_path / "adapter")
+    return logits_of(peft_model)
+
+
+def load(base, folder):
+    auto = AutoModelForSeq2SeqLM if base == "bart" else AutoModelForCausalLM
+    return auto.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_merged_folder_computes_what_base_and_adapter_did(base, tmp_path):
+    expected = adapted(base, tmp_path)
+    assert main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    merged = load(base, tmp_path / "merged")
+    torch.testing.assert_close(logits_of(merged), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits_of(load(base, tmp_path / "base")), expected, atol=1e-2)
+    assert not any("lora" in name for name in merged.state_dict())
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_bfloat16_base_is_merged_in_float32_and_rounded_once(tmp_path):
+    adapted("llama", tmp_path, torch.bfloat16)
+    assert main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    assert main([str(tmp_path / "adapter"), str(tmp_path / "wide"), "--dtype", "float32"]) == 0
+    merged, wide = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("merged", "wide"))
+    assert merged.dtype == torch.bfloat16
+    assert wide.dtype == torch.float32
+    for name, weight in merged.state_dict().items():
+        assert torch.equal(weight, wide.state_dict()[name].to(torch.bfloat16))
+
+
+def test_an_adapter_that_changes_the_computation_is_refused_by_name(tmp_path, capsys):
+    model = LlamaForCausalLM(LLAMA)
+    model.save_pretrained(tmp_path / "base")
+    with retrofit(model, RetroFitConfig(chunk_size=4, neighbour_length=6)) as handle:
+        handle.save_pretrained(tmp_path / "adapter")
+    assert main([str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")]) == 2
+    assert "is of RETROFIT, which changes what is computed" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
+    adapted("llama", tmp_path)
+    given = [str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    assert main([str(tmp_path / "nowhere"), given[1]]) == 2
+    assert "`adapter`" in capsys.readouterr().err
+    assert main([*given, "--base", str(tmp_path / "nowhere")]) == 2
+    assert "`base`" in capsys.readouterr().err
+    config = AutoConfig.from_pretrained(tmp_path / "base")
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    config.save_pretrained(tmp_path / "base")
+    assert main(given) == 2
+    assert "is quantised" in capsys.readouterr().err
+    BASES["bart"]().save_pretrained(tmp_path / "other")
+    assert main([*given, "--base", str(tmp_path / "other")]) == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+    (tmp_path / "merged").mkdir()
+    assert main(given) == 2
+    assert "exists; choose a new folder" in capsys.readouterr().err

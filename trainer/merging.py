@@ -1,0 +1,124 @@
+"""Fold an adapter's update into its base's weights, and write a folder that needs neither the adapter nor PEFT."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
+from peft.utils import load_peft_weights
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+import graft.registration  # noqa: F401  (our own classes and adapters load without consent to remote code)
+from graft.atomic_files import new_folder
+from graft.trainer.abilities import MEMORY_FILE
+from graft.trainer.configuration_error import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+MERGED = (PeftType.LORA, PeftType.ADALORA, PeftType.LOHA, PeftType.LOKR, PeftType.IA3, PeftType.OFT, PeftType.BOFT)
+"""Methods of PEFT whose update is a change of weights."""
+
+
+def merge_adapter(
+    adapter: str, output: str | Path, base: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> Path:
+    """Write `adapter`'s base with the update in its weights, whole or not at all.
+
+    Sums run in float32 and are rounded once to the base's dtype.
+
+    Args:
+        adapter: folder or Hub id of a PEFT adapter.
+        output: a new folder, which any `from_pretrained` loads; tokenizer and memory options come along.
+        base: folder or id of the base, if it is not where the adapter says.
+        dtype: of the weights written: "auto" is the base's.
+        trust_remote_code: whether code that comes with the base may run.
+
+    Raises:
+        ConfigurationError: adapter or base cannot be loaded, the method changes the computation and not the weights,
+            the base is quantised, or `output` exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise ConfigurationError(f"`output` {str(output)!r} exists; choose a new folder.")
+    config = _mergeable_config(adapter)
+    source = base or config.base_model_name_or_path
+    if not source:
+        raise ConfigurationError(f"`adapter` {adapter!r} does not name its base: give `base`.")
+    revision = None if base else config.revision
+    model, kept = _load_base(source, revision, dtype, trust_remote_code)
+    merged = _merged(model, adapter, source)
+    with new_folder(output) as folder:
+        merged.to(kept).save_pretrained(folder)
+        _write_companions(folder, adapter, source, revision, trust_remote_code)
+    logger.info("%s merged into %s: %s", adapter, source, output)
+    return output
+
+
+def _mergeable_config(adapter: str) -> PeftConfig:
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"`adapter` {adapter!r} cannot be loaded: {_one_line(error)}") from error
+    if config.peft_type not in MERGED:
+        name = getattr(config.peft_type, "value", config.peft_type)
+        raise ConfigurationError(
+            f"`adapter` {adapter!r} is of {name}, which changes what is computed and not the weights, so it cannot "
+            f"be merged; methods that can: {', '.join(method.value for method in MERGED)}."
+        )
+    return config
+
+
+def _load_base(source: str, revision: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, torch.dtype]:
+    """The base in float32 or wider, and the dtype in which the result is kept."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ConfigurationError(
+                f"`base` {source!r} is quantised: a merge would round the update away. Load it dequantised, save "
+                "that, and give its folder as `base`."
+            )
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(source, dtype="auto", use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"`base` {source!r} cannot be loaded: {_one_line(error)}") from error
+    kept: torch.dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    return model.to(torch.promote_types(model.dtype, torch.float32)), kept
+
+
+def _merged(model: Any, adapter: str, source: str) -> Any:
+    """The base with the update in its weights."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # what we check next
+            adapted = PeftModel.from_pretrained(model, adapter)
+        stored = load_peft_weights(adapter, device="cpu")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"`adapter` {adapter!r} does not fit {source!r}: {_one_line(error)}") from error
+    if wrong := sorted(stored.keys() ^ get_peft_model_state_dict(adapted).keys()):
+        raise ConfigurationError(f"`adapter` {adapter!r} does not fit {source!r}: {wrong[0]} is missing or surplus.")
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def _write_companions(folder: Path, adapter: str, source: str, revision: str | None, trust_remote_code: bool) -> None:
+    """The tokenizer, the adapter's own before its base's, and the options of its memory."""
+    for name, of_revision in ((adapter, None), (source, revision)):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=of_revision, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        tokenizer.save_pretrained(folder)
+        break
+    if (Path(adapter) / MEMORY_FILE).is_file():
+        shutil.copyfile(Path(adapter) / MEMORY_FILE, folder / MEMORY_FILE)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
