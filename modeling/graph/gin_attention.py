@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import repeat_kv
 from ...configuration.configuration_gnn import EdgeTransformConfig, LlamaGNNConfig
 from ..transformers_compat import take_cache
 from .edge_transforms import edge_weights
-from .llama_heads import equal_width_attention, join_heads, rotated_heads, split_heads
+from .llama_heads import active_dropout, equal_width_attention, join_heads, rotated_heads, split_heads
 from .per_head_mlp import PerHeadMLP
 from .visible_rows import attention_rows, in_row_blocks, visible_rows
 
@@ -127,8 +127,7 @@ class LlamaAttentionGIN(nn.Module):
         self, states: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """What the neighbours of each token send, (batch, heads, target, node_width)."""
-        dropout = self.attention_dropout if self.training else 0.0
         if self.options.edges.transform == "none":
-            return equal_width_attention(self, states, mask, self.scaling, dropout, arguments)
+            return equal_width_attention(self, states, mask, self.scaling, arguments)
         edges, block_bytes = self.options.edges, self.options.block_bytes
-        return sum_over_edges(states, mask, self.scaling, edges, dropout, block_bytes), None
+        return sum_over_edges(states, mask, self.scaling, edges, active_dropout(self), block_bytes), None

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
 
 
 def split_heads(states: Tensor, width: int) -> Tensor:
@@ -23,12 +24,37 @@ def rotated_heads(queries: Tensor, keys: Tensor, width: int, table: tuple[Tensor
     return apply_rotary_pos_emb(split_heads(queries, width), split_heads(keys, width), *table)
 
 
+def query_key_value(
+    module: LlamaAttention, hidden_states: Tensor, table: tuple[Tensor, Tensor], cache: Cache | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a stock attention attends with: queries of the new tokens, keys and values of all tokens so far.
+
+    Args:
+        hidden_states: (batch, target, hidden_size), normed.
+        table: cosine and sine of the positions.
+        cache: takes in the new keys and values.
+
+    Returns:
+        (batch, heads, target, head_dim) and two of (batch, key_value_heads, source, head_dim).
+    """
+    queries, keys = module.q_proj(hidden_states), module.k_proj(hidden_states)
+    query, key = rotated_heads(queries, keys, module.head_dim, table)
+    value = split_heads(module.v_proj(hidden_states), module.head_dim)
+    if cache is not None:
+        key, value = cache.update(key, value, module.layer_idx)
+    return query, key, value
+
+
+def active_dropout(module: nn.Module) -> float:
+    """Share of the attention weights that `module` drops now."""
+    return float(module.attention_dropout or 0) if module.training else 0.0  # type: ignore[arg-type]
+
+
 def equal_width_attention(
     module: nn.Module,
     states: tuple[Tensor, Tensor, Tensor],
     mask: Tensor | None,
     scaling: float,
-    dropout: float,
     arguments: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     """The configured attention of query, key and value, filled up with zeros to one width.
@@ -36,7 +62,7 @@ def equal_width_attention(
     Fused attention on a CPU falls back to a slow form where widths differ (2,048 tokens: 233 ms against 68).
 
     Args:
-        module: has `config`, `is_causal` and `num_key_value_groups`.
+        module: has `config`, `is_causal`, `attention_dropout` and `num_key_value_groups`.
         states: query, key, value (batch, heads, ., width).
         arguments: handed on to the attention.
 
@@ -52,5 +78,6 @@ def equal_width_attention(
     config: Any = module.config
     name = config._attn_implementation
     attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+    dropout = active_dropout(module)
     output, weights = attention(module, query, key, value, mask, dropout=dropout, scaling=scaling, **arguments)
     return output.transpose(1, 2)[..., :wide], weights

@@ -23,7 +23,7 @@ from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache
 from .adjacency import attention_adjacency
 from .gin_attention import LlamaAttentionGIN
-from .llama_heads import equal_width_attention, join_heads, rotated_heads, split_heads
+from .llama_heads import equal_width_attention, join_heads, query_key_value
 from .node_cache import node_cache_layer
 from .per_head_mlp import PerHeadMLP
 from .pna_attention import LlamaAttentionPNA
@@ -41,16 +41,8 @@ class LlamaAttentionWithScores(LlamaAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Output and weights as in Llama, then query (batch, heads, target, .) and key (batch, ., source, .)."""
-        cache = take_cache(kwargs)
-        queries, keys = self.q_proj(hidden_states), self.k_proj(hidden_states)
-        query, key = rotated_heads(queries, keys, self.head_dim, position_embeddings)
-        value = split_heads(self.v_proj(hidden_states), self.head_dim)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        dropout = float(self.attention_dropout or 0) if self.training else 0.0
-        output, weights = equal_width_attention(
-            self, (query, key, value), attention_mask, self.scaling, dropout, kwargs
-        )
+        query, key, value = query_key_value(self, hidden_states, position_embeddings, take_cache(kwargs))
+        output, weights = equal_width_attention(self, (query, key, value), attention_mask, self.scaling, kwargs)
         return self.o_proj(join_heads(output)), weights, query, key
 
 

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, repeat_kv
 from ...configuration.configuration_gnn import LlamaGNNConfig
 from ..transformers_compat import take_cache
 from .aggregation import range_maximum, running_maximum, variance
-from .llama_heads import equal_width_attention, join_heads, rotated_heads, split_heads
+from .llama_heads import equal_width_attention, join_heads, query_key_value
 from .visible_rows import read_range
 
 
@@ -60,17 +60,9 @@ class LlamaAttentionPNA(LlamaAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Update each token; arguments and results as in LlamaAttentionGIN."""
-        cache = take_cache(kwargs)
-        queries, keys = self.q_proj(hidden_states), self.k_proj(hidden_states)
-        query, key = rotated_heads(queries, keys, self.head_dim, position_embeddings)
-        value = split_heads(self.v_proj(hidden_states), self.head_dim)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        dropout = float(self.attention_dropout or 0) if self.training else 0.0
+        query, key, value = query_key_value(self, hidden_states, position_embeddings, take_cache(kwargs))
         both = torch.cat([value, value.square()], dim=-1)
-        moments, weights = equal_width_attention(
-            self, (query, key, both), attention_mask, self.scaling, dropout, kwargs
-        )
+        moments, weights = equal_width_attention(self, (query, key, both), attention_mask, self.scaling, kwargs)
         mean, second = moments.split(self.head_dim, dim=-1)
         largest, smallest = extremes(value, attention_mask, query.shape[2])
         largest, smallest = (repeat_kv(part, self.num_key_value_groups) for part in (largest, smallest))
