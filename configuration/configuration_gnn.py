@@ -12,6 +12,18 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
+_SLOPES_IN_T = (
+    "relu",
+    "silu",
+    "softplus",
+    "sharp_softplus",
+    "sigmoid",
+    "flow",
+    "silu+binary",
+    "silu_below_binary_above",
+    "softplus_below_binary_above",
+)
+
 
 @strict
 @dataclass
@@ -23,13 +35,16 @@ class EdgeTransformConfig:
             softplus(beta (a - t)) / beta; "sigmoid" is sigmoid(beta (a - t)); "flow" is sigmoid(5 a) times
             sigmoid(50 (a - t)); "binary" is [a > t]; "silu+binary" is silu(a - t) + s [a > t];
             "<f>_below_binary_above" is f(a - t) up to t and 1 above; "top_k" is 1 on the largest share of the row's
-            visible keys.
+            visible keys; "scaled_topk" is 1 on the largest share of the strictly earlier ones, which may be none,
+            where all weights below t count as equal.
         threshold: t, in [0, 1).
         steepness: beta.
         binary_weight: s.
-        fraction: of the visible keys that "top_k" keeps, at least one; in (0, 1].
-        straight_through: let the gradient pass hard selections as if `a` had been kept. Without it, "binary" and
-            "top_k" teach queries and keys nothing.
+        trains_threshold: whether t is a trainable number of each layer; for transforms that have a slope in t.
+        fraction: of the visible keys that "top_k" keeps, at least one, and of the earlier ones that "scaled_topk"
+            keeps; in (0, 1].
+        straight_through: let the gradient pass hard selections as if `a` had been kept. Without it, "binary",
+            "top_k" and "scaled_topk" teach queries and keys nothing.
     """
 
     transform: Literal[
@@ -46,8 +61,10 @@ class EdgeTransformConfig:
         "silu_below_binary_above",
         "softplus_below_binary_above",
         "top_k",
+        "scaled_topk",
     ] = "none"
     threshold: float | int = 0.2
+    trains_threshold: bool = False
     steepness: float | int = 10.0
     binary_weight: float | int = 1.0
     fraction: float | int = 0.1
@@ -60,6 +77,14 @@ class EdgeTransformConfig:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"`fraction` must lie in (0, 1], got {self.fraction}.")
         _check_positive(self, "steepness", "binary_weight")
+
+    def validate_threshold(self) -> None:
+        """Refuse a trainable threshold that would never get a gradient."""
+        if self.trains_threshold and self.transform not in _SLOPES_IN_T:
+            raise ValueError(
+                f"`trains_threshold` needs a `transform` with a slope in the threshold, "
+                f"{', '.join(_SLOPES_IN_T)}; got {self.transform!r}."
+            )
 
 
 @strict
@@ -146,6 +171,14 @@ class GNNConfig:
         layers: decoder layers that are graph layers, rising; None is all. The others are stock.
         mlp_ratio: width inside the MLP of "gin" and "pna" over the width of a head.
         mlp_dropout: inside the MLP of "gin".
+        scores: what "gin" scores pairs by: "dot", queries and keys; "mlp", W2 silu(W1 [n_i; n_j]) for all heads.
+        scoring_width: between W1 and W2.
+        normalisation: "softmax" of the scores, or "relu" of them, which leaves pairs out and whose rows need not sum
+            to 1.
+        differential: weights are A1 - lambda A2 of two pairs of queries and keys (arXiv 2410.05258).
+        differential_norm: RMS norm of what a head's neighbours send, times 1 minus the first lambda.
+        base_attention: the layer keeps the stock attention, and adds the graph's part.
+        scale: where the trainable factor of the graph's part begins, with `base_attention`; at 0 it is its base.
         sharpening: where the trainable factor on the scores of "gin" begins; None leaves it out.
         temperature: divides the scores of "gin".
         output_projection: whether "gin" mixes its heads at the end.
@@ -161,6 +194,13 @@ class GNNConfig:
     layers: list[int] | None = None
     mlp_ratio: float | int = 0.5
     mlp_dropout: float | int = 0.1
+    scores: Literal["dot", "mlp"] = "dot"
+    scoring_width: int = 512
+    normalisation: Literal["softmax", "relu"] = "softmax"
+    differential: bool = False
+    differential_norm: bool = False
+    base_attention: bool = False
+    scale: float | int = 0.0
     sharpening: float | int | None = 1.0
     temperature: float | int = 1.0
     output_projection: bool = False
@@ -179,7 +219,9 @@ class GNNConfig:
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        _check_positive(self, "mlp_ratio", "sharpening", "temperature", "block_bytes")
+        _check_positive(self, "mlp_ratio", "scoring_width", "sharpening", "temperature", "block_bytes")
+        if not isfinite(self.scale):
+            raise ValueError(f"`scale` must be finite, got {self.scale}.")
         _check_share("mlp_dropout", self.mlp_dropout)
         layers = self.layers
         if layers is not None and (not layers or layers[0] < 0 or layers != sorted(set(layers))):
@@ -191,6 +233,16 @@ class GNNConfig:
             raise ValueError(
                 f"`sparse` reads the attention weights of `attention='llama'`, got `attention={self.attention!r}`."
             )
+        if self.attention != "gin":
+            _check_default(self, "scores", "differential", "base_attention", "scale")
+        if self.attention == "llama":
+            _check_default(self, "normalisation")
+        if self.scores == "mlp" and self.differential:
+            raise ValueError("`differential` needs two pairs of queries and keys: `scores` must be 'dot', got 'mlp'.")
+        if self.differential_norm and not self.differential:
+            raise ValueError("`differential_norm` acts with `differential=True` only.")
+        if self.scale and not self.base_attention:
+            raise ValueError(f"`scale` acts with `base_attention=True` only, got {self.scale}.")
         if self.attention != "gin" and self.edges.transform != "none":
             raise ValueError(
                 f"`edges` acts in `attention='gin'` only: `edges.transform` must be 'none' with {self.attention!r}, "
@@ -255,6 +307,12 @@ def _check_fits(options: Any, config: Any) -> None:
             "`attention='gin'` cuts the hidden state into heads: `hidden_size` must be a multiple of "
             f"`num_attention_heads`, got {width} and {heads}."
         )
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    if options.scores == "mlp" and options.scoring_width % groups:
+        raise ValueError(
+            "The cache keeps what `scores='mlp'` makes of a token by key heads: `scoring_width` must be a multiple of "
+            f"`num_key_value_heads`, got {options.scoring_width} and {groups}."
+        )
     if options.layers is not None and options.layers[-1] >= count:
         raise ValueError(f"`layers` must name layers in [0, {count}), got {options.layers}.")
 
@@ -279,6 +337,16 @@ def _check_positive(options: Any, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not (isfinite(value) and value > 0):
             raise ValueError(f"`{name}` must be above 0 and finite, got {value}.")
+
+
+def _check_default(options: Any, *names: str) -> None:
+    """Raise ValueError where a field was set that the chosen attention does not read."""
+    for field in fields(options):
+        if field.name in names and getattr(options, field.name) != field.default:
+            raise ValueError(
+                f"`{field.name}` is not read by `attention={options.attention!r}`: it must be {field.default!r}, got "
+                f"{getattr(options, field.name)!r}."
+            )
 
 
 def _check_share(name: str, value: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ...configuration.configuration_gnn import EdgeTransformConfig
@@ -15,38 +15,62 @@ _SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def edge_weights(weights: Tensor, visible: Tensor, options: EdgeTransformConfig) -> Tensor:
+def edge_weights(
+    weights: Tensor, visible: Tensor, options: EdgeTransformConfig, threshold: Tensor | float | None = None
+) -> Tensor:
     """Apply `options.transform` to the visible pairs; all others are exactly 0.
 
     Args:
         weights: (..., rows, source) attention weights, 0 where not visible.
         visible: broadcast to `weights`, boolean.
+        threshold: t, if it is not `options.threshold`.
 
     Returns:
         As `weights`. Hard selections have gradient 0, or 1 with `options.straight_through`.
     """
     if options.transform == "none":
         return weights
-    return torch.where(visible, _transform(weights, visible, options), 0.0)
+    threshold = options.threshold if threshold is None else threshold
+    return torch.where(visible, _transform(weights, visible, options, threshold), 0.0)
 
 
-def top_k_of_row(weights: Tensor, visible: Tensor, fraction: float) -> Tensor:
-    """Whether a pair is among the max(1, ceil(fraction n)) largest of its row's n visible ones; the earlier wins ties.
+class EdgeTransform(nn.Module):
+    """`edge_weights` with these options; the threshold is a parameter if `options.trains_threshold`."""
 
-    The count depends on what the row may read, never on the length of the input, so later tokens change nothing.
+    def __init__(self, options: EdgeTransformConfig) -> None:
+        super().__init__()
+        self.options = options
+        trained = nn.Parameter(torch.full((1,), float(options.threshold))) if options.trains_threshold else None
+        self.threshold = trained
+
+    def forward(self, weights: Tensor, visible: Tensor) -> Tensor:
+        return edge_weights(weights, visible, self.options, self.threshold)
+
+
+def top_k_of_row(weights: Tensor, visible: Tensor, fraction: float, least: int = 1) -> Tensor:
+    """Whether a pair is among the max(least, ceil(fraction n)) largest of its row's n visible ones.
+
+    The earlier wins ties. The count depends on what the row may read, never on the length of the input: later tokens
+    change nothing.
     """
     visible = visible.expand_as(weights)
     # A product of floats may lie just above a whole number, which ceil would take for one more.
-    kept = (visible.sum(-1, keepdim=True) * fraction - 1e-6).ceil().clamp(min=1)
-    order = weights.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
+    kept = (visible.sum(-1, keepdim=True) * fraction - 1e-6).ceil().clamp(min=least)
+    order = weights.masked_fill(~visible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     place = torch.arange(weights.shape[-1], device=weights.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(-1, order, place)
     return (rank < kept) & visible
 
 
-def _transform(weights: Tensor, visible: Tensor, options: EdgeTransformConfig) -> Tensor:
+def earlier_keys(visible: Tensor) -> Tensor:
+    """What a row reads without its own key, which is the last visible one."""
+    count = visible.cumsum(-1)
+    return visible & (count < count[..., -1:])
+
+
+def _transform(weights: Tensor, visible: Tensor, options: EdgeTransformConfig, threshold: Tensor | float) -> Tensor:
     name, steepness = options.transform, options.steepness
-    above = weights - options.threshold
+    above = weights - threshold
     if name in _SMOOTH:
         return _SMOOTH[name](above)
     if name == "sharp_softplus":
@@ -57,6 +81,9 @@ def _transform(weights: Tensor, visible: Tensor, options: EdgeTransformConfig) -
         return torch.sigmoid(5 * weights) * torch.sigmoid(50 * above)
     if name == "top_k":
         return _hard(top_k_of_row(weights, visible, options.fraction), weights, options)
+    if name == "scaled_topk":
+        large = torch.where(above < 0, 0.0, weights)
+        return _hard(top_k_of_row(large, earlier_keys(visible), options.fraction, least=0), weights, options)
     chosen = _hard(above > 0, weights, options)
     if name == "binary":
         return chosen

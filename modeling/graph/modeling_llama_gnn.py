@@ -18,11 +18,17 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils.output_capturing import OutputRecorder
 
-from ...configuration.configuration_gnn import LlamaGNNConfig
+from ...configuration.configuration_gnn import GNNConfig, LlamaGNNConfig
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache
 from .adjacency import attention_adjacency
-from .gin_attention import LlamaAttentionGIN
+from .edge_transforms import EdgeTransform
+from .gin_attention import (
+    LlamaAttentionBesideGIN,
+    LlamaAttentionGIN,
+    LlamaAttentionGINDifferential,
+    gin_class,
+)
 from .llama_heads import equal_width_attention, join_heads, query_key_value
 from .node_cache import node_cache_layer
 from .per_head_mlp import PerHeadMLP
@@ -46,11 +52,13 @@ class LlamaAttentionWithScores(LlamaAttention):
         return self.o_proj(join_heads(output)), weights, query, key
 
 
-_ATTENTIONS: dict[str, type[nn.Module]] = {
-    "gin": LlamaAttentionGIN,
-    "pna": LlamaAttentionPNA,
-    "llama": LlamaAttention,
-}
+def attention_class(options: GNNConfig) -> type[nn.Module]:
+    """The attention of a graph layer with these options."""
+    if options.attention == "gin":
+        return LlamaAttentionBesideGIN if options.base_attention else gin_class(options)
+    if options.attention == "pna":
+        return LlamaAttentionPNA
+    return LlamaAttention if options.sparse is None else LlamaAttentionWithScores
 
 
 class LlamaDecoderLayerWithGNN(LlamaDecoderLayer):
@@ -60,8 +68,7 @@ class LlamaDecoderLayerWithGNN(LlamaDecoderLayer):
         super().__init__(config, layer_idx)
         self.options, self.layer_idx = config.gnn_config, layer_idx
         self.graph = None if self.options.sparse is None else SparseGraphUpdate(config, layer_idx)
-        attention = LlamaAttentionWithScores if self.graph is not None else _ATTENTIONS[self.options.attention]
-        self.self_attn = attention(config, layer_idx)  # type: ignore[assignment]
+        self.self_attn = attention_class(self.options)(config, layer_idx)  # type: ignore[assignment]
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """(batch, target, hidden_size) to the same; arguments as in the stock layer."""
@@ -116,6 +123,13 @@ class LlamaGNNPreTrainedModel(LlamaPreTrainedModel):
             init.zeros_(module.epsilon)
             if module.sharpening is not None:
                 init.constant_(module.sharpening, float(module.options.sharpening))
+            if isinstance(module, LlamaAttentionGINDifferential):
+                init.constant_(module.differential_lambda, module.first_lambda)
+        elif isinstance(module, LlamaAttentionBesideGIN):
+            init.constant_(module.graph_scale, module.first_scale)
+        elif isinstance(module, EdgeTransform):
+            if module.threshold is not None:
+                init.constant_(module.threshold, float(module.options.threshold))
         elif isinstance(module, CausalGINLayer):
             init.zeros_(module.epsilon)
         elif isinstance(module, SparseGraphUpdate):

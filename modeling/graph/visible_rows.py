@@ -71,6 +71,12 @@ def in_row_blocks(compute: Callable[[range], Tensor], target: int, row_bytes: in
     return torch.cat([compute(rows) for rows in blocks], dim=-2)
 
 
+def visible_block(mask: Tensor | None, rows: range, sizes: tuple[int, int], device: torch.device) -> Tensor:
+    """As `visible_rows`, without the keys at the end that no row of the block reads where there is no mask."""
+    visible = visible_rows(mask, rows, sizes, device)
+    return visible[..., : rows.stop] if mask is None and sizes[0] > 1 else visible
+
+
 def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
     """softmax(scaling q k^T) over the visible keys; a row that may read nothing is all 0.
 
@@ -82,8 +88,21 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     Returns:
         (batch, heads, rows, source) in float32 or wider.
     """
-    scores = (query * scaling) @ key.transpose(-1, -2)
+    return visible_softmax((query * scaling) @ key.transpose(-1, -2), visible)
+
+
+def visible_softmax(scores: Tensor, visible: Tensor) -> Tensor:
+    """Softmax of fresh scores over the visible keys, in float32 or wider; a row that may read nothing is all 0."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     # A row that reads nothing gets equal scores; its weights are then taken away row by row, not pair by pair.
     weights = scores.masked_fill_(~visible, torch.finfo(scores.dtype).min).softmax(-1)
     return weights * visible.any(-1, keepdim=True)
+
+
+def visible_relu(scores: Tensor, visible: Tensor) -> Tensor:
+    """The scores above 0 of visible keys, in float32 or wider; 0 elsewhere."""
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return torch.where(visible, scores.relu(), 0.0)
+
+
+NORMALISATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"softmax": visible_softmax, "relu": visible_relu}

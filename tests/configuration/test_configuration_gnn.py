@@ -34,6 +34,13 @@ OUT_OF_RANGE = [
     (GNNConfig, {"temperature": 0.0}, "`temperature` must be above 0 and finite, got 0.0"),
     (GNNConfig, {"mlp_ratio": -1}, "`mlp_ratio` must be above 0 and finite, got -1"),
     (GNNConfig, {"mlp_dropout": 1.0}, r"`mlp_dropout` must lie in \[0, 1\), got 1.0"),
+    (GNNConfig, {"scoring_width": 0}, "`scoring_width` must be above 0 and finite, got 0"),
+    (GNNConfig, {"base_attention": True, "scale": float("inf")}, "`scale` must be finite, got inf"),
+    (GNNConfig, {"scale": 0.5}, "`scale` acts with `base_attention=True` only, got 0.5"),
+    (GNNConfig, {"differential_norm": True}, "`differential_norm` acts with `differential=True` only"),
+    (GNNConfig, {"differential": True, "scores": "mlp"}, "`scores` must be 'dot', got 'mlp'"),
+    (GNNConfig, {"attention": "llama", "normalisation": "relu"}, "`normalisation` is not read by `attention='llama'`"),
+    (GNNConfig, {"attention": "pna", "differential": True}, "`differential` is not read by .*must be False, got True"),
     (GNNConfig, {"block_bytes": 0}, "`block_bytes` must be above 0 and finite, got 0"),
     (GNNConfig, {"layers": []}, r"`layers` must name different layers from 0 on in rising order, got \[\]"),
     (GNNConfig, {"layers": [1, 0]}, r"`layers` must name different layers .* got \[1, 0\]"),
@@ -94,6 +101,9 @@ def test_a_model_config_refuses_what_its_llama_cannot_have():
         LlamaGNNConfig(**SIZES, gnn_config={"atention": "gin"})
     with pytest.raises(REFUSED, match="has no field `gnn_confg`; did you mean `gnn_config`"):
         LlamaGNNConfig(**SIZES, gnn_confg={"attention": "gin"})
+    with pytest.raises(REFUSED, match="multiple of `num_key_value_heads`, got 7 and 2"):
+        sizes = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2}
+        LlamaGNNConfig(**sizes, gnn_config={"scores": "mlp", "scoring_width": 7})
     config = LlamaGNNConfig(**SIZES)
     with pytest.raises(REFUSED, match=r"`layers` must name layers in \[0, 2\), got \[5\]"):
         config.gnn_config = {"layers": [5]}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.configuration.configuration_gnn import EdgeTransformConfig
-from graft.modeling.graph.edge_transforms import edge_weights, top_k_of_row
+from graft.modeling.graph.edge_transforms import EdgeTransform, edge_weights, top_k_of_row
 
 
 def sigmoid(x):
@@ -42,7 +42,7 @@ FORMULAS = {
     "silu_below_binary_above": lambda a: 1.0 if a > T else silu(a - T),
     "softplus_below_binary_above": lambda a: 1.0 if a > T else softplus(a - T),
 }
-HARD = ["binary", "top_k"]
+HARD = ["binary", "top_k", "scaled_topk"]
 
 
 def options(transform, **more):
@@ -68,7 +68,7 @@ def test_a_transform_is_its_formula_pair_by_pair_and_makes_no_future_edge(transf
 
 def test_every_transform_of_the_config_is_tested():
     allowed = EdgeTransformConfig.__annotations__["transform"].__args__
-    assert set(allowed) == {*FORMULAS, "top_k"}
+    assert set(allowed) == {*FORMULAS, "top_k", "scaled_topk"}
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.1, 0.3, 0.5, 1.0, 1 / 3]))
@@ -80,6 +80,36 @@ def test_top_k_keeps_the_largest_share_of_what_each_row_sees(seed, fraction):
             count = max(1, math.ceil(round(fraction * (i + 1), 6)))
             largest = sorted(range(i + 1), key=lambda j: -weights[0, h, i, j].item())[:count]  # noqa: B023
             assert kept[0, h, i].nonzero().flatten().tolist() == sorted(largest)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.3, 0.5, 1.0]))
+def test_scaled_topk_keeps_a_share_of_the_strictly_earlier_of_which_the_small_ones_are_alike(seed, fraction):
+    weights, visible = causal_weights(seed)
+    found = edge_weights(weights, visible, options("scaled_topk", fraction=fraction))
+    for h in range(2):
+        for i in range(6):
+            order = sorted(range(i), key=lambda j: -(weights[0, h, i, j] * (weights[0, h, i, j] >= T)).item())  # noqa: B023
+            kept = sorted(order[: math.ceil(round(fraction * i, 6))])
+            assert found[0, h, i].nonzero().flatten().tolist() == kept
+    assert set(found.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_a_trained_threshold_takes_the_place_of_the_given_one_and_gets_a_gradient():
+    weights, visible = causal_weights(3)
+    transform = EdgeTransform(options("silu", trains_threshold=True)).double()
+    assert torch.equal(transform(weights, visible), edge_weights(weights, visible, options("silu")))
+    with torch.no_grad():
+        transform.threshold.fill_(0.4)
+    found = transform(weights, visible)
+    assert found[0, 0, 5, 2].item() == pytest.approx(silu(weights[0, 0, 5, 2].item() - 0.4))
+    found.sum().backward()
+    assert transform.threshold.grad.item() != 0
+
+
+@pytest.mark.parametrize("transform", ["none", "binary", "top_k", "scaled_topk", "relu_below_binary_above"])
+def test_a_trainable_threshold_without_a_slope_is_refused(transform):
+    with pytest.raises(Exception, match="`trains_threshold` needs a `transform` with a slope"):
+        options(transform, trains_threshold=True)
 
 
 def test_later_tokens_do_not_change_what_top_k_keeps():

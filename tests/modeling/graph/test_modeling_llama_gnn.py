@@ -22,11 +22,19 @@ SIZES = {
     "eos_token_id": None,
 }
 SPARSE = {"rank": 8, "num_layers": 2, "scale_first": 0.5}
+BESIDE = {"base_attention": True, "scale": 0.5}
 VARIANTS = {
     "gin": {"output_projection": True},
     "gin, relu": {"edges": {"transform": "relu", "threshold": 0.05}},
     "gin, top_k": {"edges": {"transform": "top_k", "fraction": 0.4, "straight_through": True}},
-    "gin, small blocks": {"edges": {"transform": "silu"}, "block_bytes": 1000},
+    "gin, small blocks": {"edges": {"transform": "silu", "trains_threshold": True}, "block_bytes": 1000},
+    "gin, scaled_topk": {"edges": {"transform": "scaled_topk", "fraction": 0.5, "straight_through": True}},
+    "gin, differential": {"differential": True, "differential_norm": True},
+    "gin, scored": {"scores": "mlp", "scoring_width": 8},
+    "gin, no softmax": {"normalisation": "relu", "temperature": 8},
+    "gin, beside": {"base_attention": True, "scale": 0.5},
+    "gin, beside, differential": {**BESIDE, "differential": True, "edges": {"transform": "silu"}},
+    "gin, beside, scored": {**BESIDE, "scores": "mlp", "scoring_width": 8, "output_projection": True},
     "pna": {"attention": "pna", "mlp_ratio": 2},
     "sparse": {"attention": "llama", "sparse": SPARSE},
     "sparse, after": {"attention": "llama", "sparse": SPARSE, "placement": "after_mlp"},
@@ -35,7 +43,7 @@ VARIANTS = {
     "sparse, recombination": {"attention": "llama", "sparse": {**SPARSE, "layer": "recombination"}},
     "one layer": {"layers": [1]},
 }
-DIFFERENT = ["gin", "gin, relu", "pna", "sparse"]
+DIFFERENT = ["gin", "gin, relu", "gin, differential", "gin, scored", "gin, beside, differential", "pna", "sparse"]
 
 
 def build(variant="gin", dtype=torch.float64, **changes):
@@ -153,7 +161,7 @@ def test_generation_with_a_cache_gives_the_tokens_without_one(variant, way):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("variant", ["gin", "gin, relu", "pna"])
+@pytest.mark.parametrize("variant", ["gin", "gin, relu", "gin, beside, differential", "gin, scored", "pna"])
 def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(variant):
     model, ids = build(variant), tokens()
     cache = StaticCache(model.config, max_cache_len=24)
@@ -182,7 +190,7 @@ def test_every_parameter_gets_a_gradient(variant):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("variant", ["gin", "gin, small blocks", "pna", "sparse"])
+@pytest.mark.parametrize("variant", ["gin", "gin, small blocks", "gin, beside, scored", "pna", "sparse"])
 def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
     model = build({**VARIANTS[variant], "mlp_dropout": 0.0}).train()
     for module in model.modules():
@@ -211,6 +219,9 @@ EQUAL_AT_FIRST = {
     "after": {"attention": "llama", "sparse": {"rank": 8, "scale_last": 0.0}, "placement": "after_mlp"},
     "parallel": {"attention": "llama", "sparse": {"rank": 8, "scale_last": 0.0}, "placement": "parallel"},
     "nothing": {"attention": "llama"},
+    "gin beside": {"base_attention": True},
+    "differential beside": {"base_attention": True, "differential": True, "edges": {"transform": "softplus"}},
+    "scored beside": {"base_attention": True, "scores": "mlp"},
 }
 
 
@@ -219,6 +230,12 @@ def test_a_plain_llama_with_graph_networks_of_scale_zero_gives_its_own_logits_bi
     base = plain_llama(tmp_path)
     model = LlamaForCausalLMWithGNN.from_pretrained(tmp_path, gnn_config=EQUAL_AT_FIRST[name]).eval()
     assert torch.equal(model(tokens()).logits, base(tokens()).logits)
+    caches = DynamicCache(), DynamicCache()
+    for part in (tokens()[:, :9], tokens()[:, 9:], tokens()[:, :1]):
+        one, other = (
+            each(part, **cache_argument(cache)).logits for each, cache in zip((model, base), caches, strict=True)
+        )
+        assert torch.equal(one, other)
 
 
 def test_pna_on_the_mean_begins_as_the_plain_llama(tmp_path):

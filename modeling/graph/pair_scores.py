@@ -1,0 +1,31 @@
+"""How much token i might read of token j, before it is normalised over all j."""
+
+import math
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def dot_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """scaling q_i . k_j: (..., rows, width) and (..., source, width) to (..., rows, source)."""
+    return (query * scaling) @ key.transpose(-1, -2)
+
+
+def pair_scores(targets: Tensor, sources: Tensor, weight: Tensor) -> Tensor:
+    """W silu(u_i + v_j), one score per head.
+
+    Args:
+        targets: u, (batch, rows, width).
+        sources: v, (batch, source, width).
+        weight: W, (heads, width).
+
+    Returns:
+        (batch, heads, rows, source). Holds batch x rows x source x width numbers meanwhile.
+    """
+    hidden = functional.silu(targets[:, :, None] + sources[:, None])
+    return functional.linear(hidden, weight).permute(0, 3, 1, 2)
+
+
+def differential_start(layer_idx: int) -> float:
+    """lambda of differential attention in decoder layer l from 0: 0.8 - 0.6 exp(-0.3 l) (arXiv 2410.05258)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * layer_idx)
