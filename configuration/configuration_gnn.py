@@ -167,7 +167,8 @@ class GNNConfig:
 
     Args:
         attention: "gin" sums neighbours' states and applies one MLP per head; "pna" reads mean, largest, smallest and
-            variance of the neighbours' values; "llama" is the stock attention.
+            variance of the neighbours' values; "pna_vector" takes whole vectors, by norm, for largest and smallest;
+            "llama" is the stock attention.
         layers: decoder layers that are graph layers, rising; None is all. The others are stock.
         mlp_ratio: width inside the MLP of "gin" and "pna" over the width of a head.
         mlp_dropout: inside the MLP of "gin".
@@ -183,14 +184,16 @@ class GNNConfig:
         temperature: divides the scores of "gin".
         output_projection: whether "gin" mixes its heads at the end.
         residual_mean: "pna" adds its MLP to the mean of the values, and begins at 0: it starts as its base.
-        edges: an EdgeTransformConfig or a dict of its fields: the edges of "gin". None is the defaults.
+        aggregates: what the MLP of "pna" reads: "smallest" is [mean, largest, variance, smallest], "sum" is [sum,
+            mean, largest, variance]; "auto" reads the sum where weights need not sum to 1, never with "pna_vector".
+        edges: an EdgeTransformConfig or a dict of its fields: the edges of "gin" and "pna". None is the defaults.
         sparse: a SparseGraphConfig or a dict of its fields: a graph network beside "llama". None is no network.
         adjacency: an AdjacencyConfig or a dict of its fields: the edges of `sparse`. None is the defaults.
         placement: where the update of `sparse` enters: "before_mlp", "after_mlp", or "parallel" to the MLP.
         block_bytes: largest block of attention weights held at a time where they must be written out.
     """
 
-    attention: Literal["gin", "pna", "llama"] = "gin"
+    attention: Literal["gin", "pna", "pna_vector", "llama"] = "gin"
     layers: list[int] | None = None
     mlp_ratio: float | int = 0.5
     mlp_dropout: float | int = 0.1
@@ -205,6 +208,7 @@ class GNNConfig:
     temperature: float | int = 1.0
     output_projection: bool = False
     residual_mean: bool = False
+    aggregates: Literal["auto", "smallest", "sum"] = "auto"
     edges: Any = None
     sparse: Any = None
     adjacency: Any = None
@@ -236,17 +240,17 @@ class GNNConfig:
         if self.attention != "gin":
             _check_default(self, "scores", "differential", "base_attention", "scale")
         if self.attention == "llama":
-            _check_default(self, "normalisation")
+            _check_default(self, "normalisation", "aggregates")
         if self.scores == "mlp" and self.differential:
             raise ValueError("`differential` needs two pairs of queries and keys: `scores` must be 'dot', got 'mlp'.")
         if self.differential_norm and not self.differential:
             raise ValueError("`differential_norm` acts with `differential=True` only.")
         if self.scale and not self.base_attention:
             raise ValueError(f"`scale` acts with `base_attention=True` only, got {self.scale}.")
-        if self.attention != "gin" and self.edges.transform != "none":
+        if self.attention == "llama" and self.edges.transform != "none":
             raise ValueError(
-                f"`edges` acts in `attention='gin'` only: `edges.transform` must be 'none' with {self.attention!r}, "
-                f"got {self.edges.transform!r}."
+                "`edges` acts in graph attention only: `edges.transform` must be 'none' with `attention='llama'`, got "
+                f"{self.edges.transform!r}."
             )
 
     def to_dict(self) -> dict[str, Any]:

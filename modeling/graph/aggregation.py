@@ -1,7 +1,19 @@
 """What a token makes of its neighbours: weighted sums (GIN), and mean, extremes and variance (PNA)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Aggregates(NamedTuple):
+    """What a token read, each (batch, heads, target, head_dim); with weights that sum to 1, `total` is `mean`."""
+
+    total: Tensor
+    mean: Tensor
+    largest: Tensor
+    smallest: Tensor
+    variance: Tensor
 
 
 def gin_aggregate(nodes: Tensor, sources: Tensor, adjacency: Tensor, epsilon: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from .gin_attention import (
 from .llama_heads import equal_width_attention, join_heads, query_key_value
 from .node_cache import node_cache_layer
 from .per_head_mlp import PerHeadMLP
-from .pna_attention import LlamaAttentionPNA
+from .pna_edges import pna_class
 from .sparse_graph_layers import CausalGINLayer, SparseGraphUpdate
 
 
@@ -56,8 +56,8 @@ def attention_class(options: GNNConfig) -> type[nn.Module]:
     """The attention of a graph layer with these options."""
     if options.attention == "gin":
         return LlamaAttentionBesideGIN if options.base_attention else gin_class(options)
-    if options.attention == "pna":
-        return LlamaAttentionPNA
+    if options.attention in ("pna", "pna_vector"):
+        return pna_class(options)
     return LlamaAttention if options.sparse is None else LlamaAttentionWithScores
 
 

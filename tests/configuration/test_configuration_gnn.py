@@ -84,8 +84,8 @@ def test_a_part_refuses_unknown_fields_and_other_types(part):
 def test_options_that_would_not_act_together_are_refused():
     with pytest.raises(REFUSED, match="`sparse` reads the attention weights of `attention='llama'`, got .*'gin'"):
         GNNConfig(sparse={})
-    with pytest.raises(REFUSED, match="`edges` acts in `attention='gin'` only.* got 'relu'"):
-        GNNConfig(attention="pna", edges={"transform": "relu"})
+    with pytest.raises(REFUSED, match="`edges` acts in graph attention only.* got 'relu'"):
+        GNNConfig(attention="llama", edges={"transform": "relu"})
 
 
 def test_whole_numbers_are_taken_where_a_float_is_declared():
@@ -101,8 +101,8 @@ def test_a_model_config_refuses_what_its_llama_cannot_have():
         LlamaGNNConfig(**SIZES, gnn_config={"atention": "gin"})
     with pytest.raises(REFUSED, match="has no field `gnn_confg`; did you mean `gnn_config`"):
         LlamaGNNConfig(**SIZES, gnn_confg={"attention": "gin"})
+    sizes = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2}
     with pytest.raises(REFUSED, match="multiple of `num_key_value_heads`, got 7 and 2"):
-        sizes = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2}
         LlamaGNNConfig(**sizes, gnn_config={"scores": "mlp", "scoring_width": 7})
     config = LlamaGNNConfig(**SIZES)
     with pytest.raises(REFUSED, match=r"`layers` must name layers in \[0, 2\), got \[5\]"):

@@ -36,6 +36,10 @@ VARIANTS = {
     "gin, beside, differential": {**BESIDE, "differential": True, "edges": {"transform": "silu"}},
     "gin, beside, scored": {**BESIDE, "scores": "mlp", "scoring_width": 8, "output_projection": True},
     "pna": {"attention": "pna", "mlp_ratio": 2},
+    "pna, silu": {"attention": "pna", "edges": {"transform": "silu", "threshold": 0.1}, "mlp_ratio": 2},
+    "pna, sigmoid": {"attention": "pna", "edges": {"transform": "sigmoid", "trains_threshold": True}},
+    "pna, no softmax": {"attention": "pna", "normalisation": "relu", "block_bytes": 40000},
+    "pna_vector": {"attention": "pna_vector", "edges": {"threshold": 0.1}},
     "sparse": {"attention": "llama", "sparse": SPARSE},
     "sparse, after": {"attention": "llama", "sparse": SPARSE, "placement": "after_mlp"},
     "sparse, parallel": {"attention": "llama", "sparse": SPARSE, "placement": "parallel", "block_bytes": 1000},
@@ -43,7 +47,17 @@ VARIANTS = {
     "sparse, recombination": {"attention": "llama", "sparse": {**SPARSE, "layer": "recombination"}},
     "one layer": {"layers": [1]},
 }
-DIFFERENT = ["gin", "gin, relu", "gin, differential", "gin, scored", "gin, beside, differential", "pna", "sparse"]
+DIFFERENT = [
+    "gin",
+    "gin, relu",
+    "gin, differential",
+    "gin, scored",
+    "gin, beside, differential",
+    "pna",
+    "pna, silu",
+    "pna_vector",
+    "sparse",
+]
 
 
 def build(variant="gin", dtype=torch.float64, **changes):
@@ -161,7 +175,9 @@ def test_generation_with_a_cache_gives_the_tokens_without_one(variant, way):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("variant", ["gin", "gin, relu", "gin, beside, differential", "gin, scored", "pna"])
+@pytest.mark.parametrize(
+    "variant", ["gin", "gin, relu", "gin, beside, differential", "gin, scored", "pna", "pna, silu", "pna_vector"]
+)
 def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(variant):
     model, ids = build(variant), tokens()
     cache = StaticCache(model.config, max_cache_len=24)
@@ -190,7 +206,9 @@ def test_every_parameter_gets_a_gradient(variant):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("variant", ["gin", "gin, small blocks", "gin, beside, scored", "pna", "sparse"])
+@pytest.mark.parametrize(
+    "variant", ["gin", "gin, small blocks", "gin, beside, scored", "pna", "pna, no softmax", "sparse"]
+)
 def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
     model = build({**VARIANTS[variant], "mlp_dropout": 0.0}).train()
     for module in model.modules():

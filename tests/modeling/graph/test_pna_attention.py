@@ -49,7 +49,10 @@ def by_loops(module, states, visible):
                 values = v[seen, part]
                 mean = sum(w * value for w, value in zip(weights, values, strict=True))
                 spread = sum(w * (value - mean) ** 2 for w, value in zip(weights, values, strict=True))
-                read = torch.cat([mean, values.max(0).values, spread, values.min(0).values])
+                read = [mean, values.max(0).values, spread, values.min(0).values]
+                if module.config.gnn_config.aggregates == "sum":  # which is the mean: weights sum to 1
+                    read = [mean, mean, read[1], spread]
+                read = torch.cat(read)
                 inner = module.aggregate_up(read)
                 update = module.aggregate_down(inner / (1 + torch.exp(-inner)))
                 heads.append(mean + update if module.residual_mean else update)
@@ -81,6 +84,7 @@ VARIANTS = {
     "MHA": {"groups": 4, "mlp_ratio": 2.0},
     "residual mean": {"residual_mean": True},
     "biases": {"mlp_bias": True},
+    "with the sum": {"aggregates": "sum"},
 }
 
 
