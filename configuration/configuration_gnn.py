@@ -4,9 +4,9 @@ Buehler 2025, "Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transfo
 """
 
 # No `from __future__ import annotations` here: it would silently switch the strict type checks off.
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from math import isfinite
+from math import inf, isfinite, log
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -23,6 +23,9 @@ _SLOPES_IN_T = (
     "silu_below_binary_above",
     "softplus_below_binary_above",
 )
+
+MESSAGE_MLPS = ("halfway_gin", "multi_hop", "multi_aggregation")
+"""The values of `mlp` that read attention."""
 
 
 @strict
@@ -90,32 +93,54 @@ class EdgeTransformConfig:
 @strict
 @dataclass
 class AdjacencyConfig:
-    """How the attention maps of all heads become one weighted graph.
+    """How the attention maps of all heads become one weighted graph, or one for each head.
 
     Args:
         combine: "mean" over heads; "sum", at most 1; "any", the largest over heads of
-            sigmoid((a - threshold) / temperature).
+            sigmoid((a - threshold) / temperature); "learned", w2 . relu(W1 [a_1 ... a_H]). Where each head keeps its
+            own graph, "mean" and "sum" are `a` itself, "any" the sigmoid, and "learned" has an output per head.
         temperature: of "any".
+        learned_activation: behind "learned": "sigmoid", or a "softmax" over what the row sees.
+        learned_width: of "learned", between its two maps.
+        distance: "far" favours distant tokens by ((1 + |i - j|) / n_i)^s, where row i sees n_i tokens; "near" close
+            ones by (1 + |i - j|)^-s; None leaves weights as they are.
+        distance_strength: s.
         sharpness: alpha in sigmoid(alpha (a - threshold)), applied to the combined weight; None leaves it out.
         threshold: see above.
         cutoff: weights up to it are no edges; None keeps all.
         self_loops: whether a token reads itself.
+        normalises_rows: divide each row by the root mean square of its visible part, times one trainable number.
     """
 
-    combine: Literal["mean", "sum", "any"] = "sum"
+    combine: Literal["mean", "sum", "any", "learned"] = "sum"
     temperature: float | int = 0.1
+    learned_activation: Literal["sigmoid", "softmax"] = "softmax"
+    learned_width: int = 128
+    distance: Literal["far", "near"] | None = None
+    distance_strength: float | int = 1.0
     sharpness: float | int | None = 10.0
     threshold: float | int = 0.1
     cutoff: float | int | None = 0.6
     self_loops: bool = True
+    normalises_rows: bool = False
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        _check_positive(self, "temperature", "sharpness")
+        _check_positive(self, "temperature", "sharpness", "distance_strength")
+        _check_count(self, "learned_width")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"`threshold` must lie in [0, 1), got {self.threshold}.")
         if self.cutoff is not None and not 0 <= self.cutoff < 1:
             raise ValueError(f"`cutoff` must lie in [0, 1) or be None, got {self.cutoff}.")
+
+    def least_weight(self) -> float:
+        """What the attention weight behind an edge exceeds: of a head ("any"), or combined. 0 or less is no limit."""
+        if self.combine == "learned" or self.cutoff is None:
+            return -inf
+        least = float(self.cutoff)
+        if self.sharpness is not None:
+            least = self.threshold + _logit(least) / self.sharpness
+        return least if self.combine != "any" else self.threshold + self.temperature * _logit(least)
 
 
 @strict
@@ -124,40 +149,84 @@ class SparseGraphConfig:
     """A graph network on the sparse graph that a layer's own attention makes; its output is added to the residual.
 
     Args:
-        layer: "gin" sends the sum over edges through an MLP; "gcn" sends it through one linear map; "recombination"
-            averages earlier neighbours by a softmax over the edges (GAT, arXiv 1710.10903).
+        layer: "gin" sends the sum over edges through an MLP; "gcn" sends it through one linear map; "pna" reads
+            several aggregators of its neighbours (arXiv 2004.05718); "recombination" averages earlier neighbours by a
+            softmax over the edges (GAT, arXiv 1710.10903).
         rank: width of the nodes.
         num_layers: graph layers, each one message step.
-        mlp_ratio: width inside a GIN layer's MLP over `rank`.
-        activation: in that MLP and behind each graph layer.
+        per_head: one network for each head, on its slice of the hidden state and its own graph, each of width `rank`.
+        mixes_heads: with `per_head`, a square map of the joined outputs.
+        mlp: whether "gin" has an MLP; one linear map otherwise.
+        mlp_norm: in the MLP of "gin".
+        mlp_ratio: width inside the MLP of "gin" over `rank`.
+        one_plus: "gin" weighs the token itself with 1 + epsilon, as its paper does, and not with epsilon.
+        weighted_edges: whether "gin", "gcn" and "pna" weigh edges; an edge counts 1 otherwise.
+        normalises_degree: "gcn" divides by the sum of the row's weights.
+        aggregators: of "pna", among "mean", "min", "max", "std".
+        scalers: of "pna", each a factor for all aggregators: "identity"; "amplification", log(degree + 1) / delta;
+            "attenuation", its inverse.
+        log_degree: delta, the mean of log(degree + 1) in the training data; the default stands for 11 edges.
+        towers: slices of the nodes that "pna" treats by themselves and then mixes.
+        activation: in the MLP of "gin" and behind each graph layer. "prelu" has a trainable slope.
         dropout: behind each graph layer.
         residual: whether each graph layer adds its input.
         normalises: RMS norm of the update before it is scaled.
+        matches_scale: give each token's update the root mean square of what the network read.
+        reads: the network's input: the "residual" behind attention, or the "normed_input" of attention.
+        storage: "dense" keeps a weight for each pair of tokens, "sparse" the edges of each row alone, of which there
+            are so few that none is lost; "auto" chooses by length.
         scale_first, scale_last: where the trainable scale of the update begins, in the first and last decoder layer,
             and linearly in between. With both 0 the model begins as its base.
     """
 
-    layer: Literal["gin", "gcn", "recombination"] = "gin"
+    layer: Literal["gin", "gcn", "pna", "recombination"] = "gin"
     rank: int = 128
     num_layers: int = 1
+    per_head: bool = False
+    mixes_heads: bool = False
+    mlp: bool = True
+    mlp_norm: Literal["layer", "none"] = "layer"
     mlp_ratio: float | int = 1.0
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    one_plus: bool = False
+    weighted_edges: bool = True
+    normalises_degree: bool = False
+    aggregators: list[Literal["mean", "min", "max", "std"]] = field(
+        default_factory=lambda: ["mean", "min", "max", "std"]
+    )
+    scalers: list[Literal["identity", "amplification", "attenuation"]] = field(
+        default_factory=lambda: ["identity", "amplification", "attenuation"]
+    )
+    log_degree: float | int = 2.5
+    towers: int = 1
+    activation: Literal["relu", "gelu", "silu", "tanh", "prelu"] = "relu"
     dropout: float | int = 0.1
     residual: bool = True
     normalises: bool = True
+    matches_scale: bool = False
+    reads: Literal["residual", "normed_input"] = "residual"
+    storage: Literal["auto", "dense", "sparse"] = "auto"
     scale_first: float | int = 0.0
     scale_last: float | int = 0.5
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        for name in ("rank", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        _check_positive(self, "mlp_ratio")
+        _check_count(self, "rank", "num_layers", "towers")
+        _check_positive(self, "mlp_ratio", "log_degree")
         _check_share("dropout", self.dropout)
         for name in ("scale_first", "scale_last"):
             if not isfinite(getattr(self, name)):
                 raise ValueError(f"`{name}` must be finite, got {getattr(self, name)}.")
+        for name in ("aggregators", "scalers"):
+            chosen = getattr(self, name)
+            if not chosen or len(set(chosen)) < len(chosen):
+                raise ValueError(f"`{name}` must name at least one, and each once, got {chosen}.")
+
+    def validate_combination(self) -> None:
+        """Refuse options that would not act together."""
+        if self.mixes_heads and not self.per_head:
+            raise ValueError("`mixes_heads` joins the networks of `per_head=True`, got `per_head=False`.")
+        if self.layer == "pna" and self.rank % self.towers:
+            raise ValueError(f"`rank` must be a multiple of `towers`, got {self.rank} and {self.towers}.")
 
 
 @strict
@@ -170,7 +239,8 @@ class GNNConfig:
             variance of the neighbours' values; "pna_vector" takes whole vectors, by norm, for largest and smallest;
             "llama" is the stock attention.
         layers: decoder layers that are graph layers, rising; None is all. The others are stock.
-        mlp_ratio: width inside the MLP of "gin" and "pna" over the width of a head.
+        mlp_ratio: width inside the MLP of "gin" and "pna" over the width of a head; of "multi_aggregation" over the
+            width of a slice.
         mlp_dropout: inside the MLP of "gin".
         scores: what "gin" scores pairs by: "dot", queries and keys; "mlp", W2 silu(W1 [n_i; n_j]) for all heads.
         scoring_width: between W1 and W2.
@@ -190,6 +260,14 @@ class GNNConfig:
         sparse: a SparseGraphConfig or a dict of its fields: a graph network beside "llama". None is no network.
         adjacency: an AdjacencyConfig or a dict of its fields: the edges of `sparse`. None is the defaults.
         placement: where the update of `sparse` enters: "before_mlp", "after_mlp", or "parallel" to the MLP.
+        shares_scores: compute the attention of "llama" from the weights that the graph of `sparse` is made from,
+            instead of scoring twice: less time where no fused kernel exists, rounded otherwise than the stock one.
+        mlp: "standard" is the stock one; "linear" one map and an activation, "shallow" two maps around it; "none" is
+            the norm alone, without a skip. Three send messages along the attention of "llama": "halfway_gin" between
+            gate and output map, "multi_hop" over one, two and three steps for each head, "multi_aggregation" by
+            several aggregators.
+        mlp_message_scale: where the trainable weights of those messages begin, over 1 (1, 0.5, 0.1 of "multi_hop").
+            With 0, "halfway_gin" begins as the stock MLP.
         block_bytes: largest block of attention weights held at a time where they must be written out.
     """
 
@@ -213,6 +291,9 @@ class GNNConfig:
     sparse: Any = None
     adjacency: Any = None
     placement: Literal["before_mlp", "after_mlp", "parallel"] = "before_mlp"
+    shares_scores: bool = False
+    mlp: Literal["standard", "linear", "shallow", "none", "halfway_gin", "multi_hop", "multi_aggregation"] = "standard"
+    mlp_message_scale: float | int = 1.0
     block_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
@@ -251,6 +332,28 @@ class GNNConfig:
             raise ValueError(
                 "`edges` acts in graph attention only: `edges.transform` must be 'none' with `attention='llama'`, got "
                 f"{self.edges.transform!r}."
+            )
+
+        self._validate_messages()
+
+    def _validate_messages(self) -> None:
+        if self.mlp in MESSAGE_MLPS and self.attention != "llama":
+            raise ValueError(
+                f"`mlp={self.mlp!r}` sends messages along `attention='llama'`, got `attention={self.attention!r}`."
+            )
+        if self.shares_scores and self.sparse is None:
+            raise ValueError("`shares_scores` shares the scores with `sparse`, which is None.")
+        if self.sparse is None:
+            return
+        if self.sparse.reads == "normed_input" and self.placement != "before_mlp":
+            raise ValueError(
+                "`sparse.reads='normed_input'` needs `placement='before_mlp'`: the other placements say what is read, "
+                f"got {self.placement!r}."
+            )
+        if self.sparse.storage == "sparse" and self.adjacency.least_weight() <= 0:
+            raise ValueError(
+                "`sparse.storage='sparse'` needs a bound on the edges of a row, and this `adjacency` has none "
+                f"(`combine={self.adjacency.combine!r}`, `cutoff={self.adjacency.cutoff}`): use 'dense'."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -317,6 +420,17 @@ def _check_fits(options: Any, config: Any) -> None:
             "The cache keeps what `scores='mlp'` makes of a token by key heads: `scoring_width` must be a multiple of "
             f"`num_key_value_heads`, got {options.scoring_width} and {groups}."
         )
+    if width % heads and (options.mlp == "multi_hop" or (options.sparse is not None and options.sparse.per_head)):
+        raise ValueError(
+            "`mlp='multi_hop'` and `sparse.per_head` cut the hidden state into heads: `hidden_size` must be a "
+            f"multiple of `num_attention_heads`, got {width} and {heads}."
+        )
+    inner = getattr(config, "intermediate_size", None)
+    if inner is not None and inner % heads and options.mlp in ("halfway_gin", "multi_aggregation"):
+        raise ValueError(
+            f"`mlp={options.mlp!r}` cuts the MLP into heads: `intermediate_size` must be a multiple of "
+            f"`num_attention_heads`, got {inner} and {heads}."
+        )
     if options.layers is not None and options.layers[-1] >= count:
         raise ValueError(f"`layers` must name layers in [0, {count}), got {options.layers}.")
 
@@ -345,14 +459,26 @@ def _check_positive(options: Any, *names: str) -> None:
 
 def _check_default(options: Any, *names: str) -> None:
     """Raise ValueError where a field was set that the chosen attention does not read."""
-    for field in fields(options):
-        if field.name in names and getattr(options, field.name) != field.default:
+    for one in fields(options):
+        if one.name in names and getattr(options, one.name) != one.default:
             raise ValueError(
-                f"`{field.name}` is not read by `attention={options.attention!r}`: it must be {field.default!r}, got "
-                f"{getattr(options, field.name)!r}."
+                f"`{one.name}` is not read by `attention={options.attention!r}`: it must be {one.default!r}, got "
+                f"{getattr(options, one.name)!r}."
             )
 
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"`{name}` must lie in [0, 1), got {value}.")
+
+
+def _check_count(options: Any, *names: str) -> None:
+    """Raise ValueError unless each of these fields is at least 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
+
+
+def _logit(share: float) -> float:
+    """Where the sigmoid takes the value `share`."""
+    return -inf if share <= 0 else inf if share >= 1 else log(share / (1 - share))

@@ -1,9 +1,11 @@
-"""What a token makes of its neighbours: weighted sums (GIN), and mean, extremes and variance (PNA)."""
+"""What a token makes of its neighbours besides weighted sums: extremes and variance."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .visible_rows import read_range
 
 
 class Aggregates(NamedTuple):
@@ -14,20 +16,6 @@ class Aggregates(NamedTuple):
     largest: Tensor
     smallest: Tensor
     variance: Tensor
-
-
-def gin_aggregate(nodes: Tensor, sources: Tensor, adjacency: Tensor, epsilon: Tensor) -> Tensor:
-    """u_i = epsilon x_i + sum_j A_ij x_j, the sum inside GIN (Xu et al. 2019, arXiv 1810.00826, eq. 4.1).
-
-    Their 1 + eps is one trainable epsilon here, and A is weighted.
-
-    Args:
-        nodes: (..., target, width), the tokens to update.
-        sources: (..., source, width), all tokens that may be read.
-        adjacency: (..., target, source); row i weighs the edges j -> i and is 0 in the future.
-        epsilon: broadcast to `nodes`.
-    """
-    return epsilon * nodes + adjacency.to(sources.dtype) @ sources
 
 
 def range_maximum(values: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -60,6 +48,23 @@ def range_maximum(values: Tensor, first: Tensor, last: Tensor) -> Tensor:
 def running_maximum(values: Tensor) -> Tensor:
     """As `range_maximum` where the keys are the rows, and each reads from key 0 to itself."""
     return values.cummax(dim=2).values
+
+
+def visible_maximum(values: Tensor, mask: Tensor | None, target: int) -> Tensor:
+    """The largest value of each coordinate among the keys that a row may read.
+
+    Args:
+        values: (batch, heads, source, width).
+        mask: as transformers makes it, see `visible_rows`. The keys that a row may read lie side by side: causal,
+            padded on either end, packed documents, windows.
+        target: number of rows.
+
+    Returns:
+        (batch, heads, target, width).
+    """
+    if mask is None and target > 1:
+        return running_maximum(values[:, :, :target])  # behind them, a static cache has room
+    return range_maximum(values, *read_range(mask, (target, values.shape[2]), values.device))
 
 
 def _take(table: Tensor, index: Tensor) -> Tensor:

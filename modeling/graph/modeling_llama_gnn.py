@@ -18,10 +18,11 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils.output_capturing import OutputRecorder
 
-from ...configuration.configuration_gnn import GNNConfig, LlamaGNNConfig
+from ...configuration.configuration_gnn import MESSAGE_MLPS, GNNConfig, LlamaGNNConfig
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache
-from .adjacency import attention_adjacency
+from .attention_edges import ScoredPairs
+from .edge_storage import Edges
 from .edge_transforms import EdgeTransform
 from .gin_attention import (
     LlamaAttentionBesideGIN,
@@ -29,27 +30,39 @@ from .gin_attention import (
     LlamaAttentionGINDifferential,
     gin_class,
 )
-from .llama_heads import equal_width_attention, join_heads, query_key_value
-from .node_cache import node_cache_layer
+from .graph_mlp import make_mlp
+from .llama_heads import active_dropout, equal_width_attention, join_heads, query_key_value
+from .node_cache import NodeCacheLayer, node_cache_layer
 from .per_head_mlp import PerHeadMLP
 from .pna_edges import pna_class
-from .sparse_graph_layers import CausalGINLayer, SparseGraphUpdate
+from .sparse_graph_layers import SparseGraphUpdate
 
 
 class LlamaAttentionWithScores(LlamaAttention):
-    """The stock attention, which also gives its rotated queries and all keys: the graph is made from them."""
+    """The stock attention, which also gives the pairs it scored: messages run along them."""
 
     def forward(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
+        connect: SparseGraphUpdate | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Output and weights as in Llama, then query (batch, heads, target, .) and key (batch, ., source, .)."""
+    ) -> tuple[Tensor, Tensor | None, ScoredPairs, Edges | None]:
+        """Output and weights as in Llama, then the scored pairs.
+
+        Given a graph network to `connect`, values are summed by the weights that its edges are made of, and the edges
+        come last; there are no weights to see then.
+        """
         query, key, value = query_key_value(self, hidden_states, position_embeddings, take_cache(kwargs))
-        output, weights = equal_width_attention(self, (query, key, value), attention_mask, self.scaling, kwargs)
-        return self.o_proj(join_heads(output)), weights, query, key
+        pairs = ScoredPairs(query, repeat_kv(key, self.num_key_value_groups), self.scaling, attention_mask)
+        edges: Edges | None = None
+        if connect is None:
+            output, weights = equal_width_attention(self, (query, key, value), attention_mask, self.scaling, kwargs)
+        else:
+            values = repeat_kv(value, self.num_key_value_groups)
+            (output, edges), weights = connect.attend_with_edges(pairs, values, active_dropout(self)), None
+        return self.o_proj(join_heads(output)), weights, pairs, edges
 
 
 def attention_class(options: GNNConfig) -> type[nn.Module]:
@@ -58,44 +71,55 @@ def attention_class(options: GNNConfig) -> type[nn.Module]:
         return LlamaAttentionBesideGIN if options.base_attention else gin_class(options)
     if options.attention in ("pna", "pna_vector"):
         return pna_class(options)
-    return LlamaAttention if options.sparse is None else LlamaAttentionWithScores
+    reads_scores = options.sparse is not None or options.mlp in MESSAGE_MLPS
+    return LlamaAttentionWithScores if reads_scores else LlamaAttention
 
 
 class LlamaDecoderLayerWithGNN(LlamaDecoderLayer):
-    """A decoder layer whose attention is a graph layer, or beside whose attention a graph network runs."""
+    """A decoder layer whose attention is a graph layer, or the edges that a network or an MLP sends messages along."""
 
     def __init__(self, config: LlamaGNNConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.options, self.layer_idx = config.gnn_config, layer_idx
-        self.graph = None if self.options.sparse is None else SparseGraphUpdate(config, layer_idx)
+        self.mlp = make_mlp(config)  # type: ignore[assignment]
+        self.graph = None
+        if self.options.sparse is not None:
+            way = layer_idx / max(1, config.num_hidden_layers - 1)
+            heads, width = config.num_attention_heads, config.hidden_size
+            self.graph = SparseGraphUpdate(self.options, width, heads, way, config.rms_norm_eps)
+        self.reads_scores = self.graph is not None or self.options.mlp in MESSAGE_MLPS
         self.self_attn = attention_class(self.options)(config, layer_idx)  # type: ignore[assignment]
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """(batch, target, hidden_size) to the same; arguments as in the stock layer."""
-        if self.graph is None:
-            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
-        cache = cache_of(kwargs)
+        cache = cache_of(kwargs) if self.reads_scores else None
         cache_layer = None if cache is None else node_cache_layer(cache, self.layer_idx)
-        attended, _, query, key = self.self_attn(
-            hidden_states=self.input_layernorm(hidden_states), attention_mask=attention_mask, **kwargs
-        )
+        normed = self.input_layernorm(hidden_states)
+        if self.options.shares_scores:
+            kwargs["connect"] = self.graph
+        attended, _, *seen = self.self_attn(hidden_states=normed, attention_mask=attention_mask, **kwargs)
         hidden_states = hidden_states + attended
-        key = repeat_kv(key, query.shape[1] // key.shape[1])
-        adjacency = attention_adjacency(
-            query,
-            key,
-            self.self_attn.scaling,
-            attention_mask,
-            self.options.adjacency,
-            self.options.block_bytes,
-        )
+        pairs: Any = seen[0] if seen else None
+        if self.graph is None:
+            return self._fed(hidden_states, self.post_attention_layernorm(hidden_states), pairs, cache_layer)
+        edges = self.graph.edges(pairs) if seen[1] is None else seen[1]
         if self.options.placement == "before_mlp":
-            hidden_states = hidden_states + self.graph(hidden_states, adjacency, cache_layer)
-            return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+            states = normed if self.options.sparse.reads == "normed_input" else hidden_states
+            hidden_states = hidden_states + self.graph(states, edges, cache_layer)
+            return self._fed(hidden_states, self.post_attention_layernorm(hidden_states), pairs, cache_layer)
         normed = self.post_attention_layernorm(hidden_states)
-        hidden_states = hidden_states + self.mlp(normed)
+        hidden_states = self._fed(hidden_states, normed, pairs, cache_layer)
         states = normed if self.options.placement == "parallel" else hidden_states
-        return hidden_states + self.graph(states, adjacency, cache_layer)
+        return hidden_states + self.graph(states, edges, cache_layer)
+
+    def _fed(
+        self, hidden_states: Tensor, normed: Tensor, pairs: ScoredPairs | None, cache_layer: NodeCacheLayer | None
+    ) -> Tensor:
+        """The residual behind the MLP; without one, the norm is all there is."""
+        if self.options.mlp in MESSAGE_MLPS:
+            return hidden_states + self.mlp(normed, pairs, cache_layer)
+        update = self.mlp(normed)
+        return update if self.options.mlp == "none" else hidden_states + update
 
 
 class LlamaGNNPreTrainedModel(LlamaPreTrainedModel):
@@ -130,10 +154,8 @@ class LlamaGNNPreTrainedModel(LlamaPreTrainedModel):
         elif isinstance(module, EdgeTransform):
             if module.threshold is not None:
                 init.constant_(module.threshold, float(module.options.threshold))
-        elif isinstance(module, CausalGINLayer):
-            init.zeros_(module.epsilon)
-        elif isinstance(module, SparseGraphUpdate):
-            init.constant_(module.scale, module.first_scale)
+        elif callable(initialise := getattr(module, "initialise", None)):
+            initialise(self.config.initializer_range)
         elif getattr(module, "starts_at_zero", False):
             for parameter in module.parameters():
                 init.zeros_(parameter)
@@ -164,9 +186,10 @@ class LlamaModelWithGNN(LlamaGNNPreTrainedModel, LlamaModel):
         """As LlamaModel's.
 
         Raises:
-            ValueError: with PNA attention, the padding of a row lies between its tokens.
+            ValueError: the padding of a row lies between its tokens, where largest values are taken.
         """
-        if self.config.gnn_config.attention == "pna" and not torch.compiler.is_compiling():
+        options = self.config.gnn_config
+        if (options.attention == "pna" or options.mlp == "multi_aggregation") and not torch.compiler.is_compiling():
             _refuse_holes(attention_mask)
         return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
 

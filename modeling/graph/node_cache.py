@@ -11,25 +11,25 @@ from ..cache_layers import CacheLayerWrapper
 
 
 class NodeCacheLayer(CacheLayerWrapper):
-    """Keys, values, and the inputs of each graph layer of one decoder layer.
+    """Keys, values, and what tokens send to later ones in one decoder layer.
 
-    `nodes`: by graph layer, (batch, source, rank).
+    `nodes`: by graph layer, or by what is sent, (batch, ..., source, width).
     """
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
-        self.nodes: dict[int, Tensor] = {}
+        self.nodes: dict[int | str, Tensor] = {}
 
-    def append_nodes(self, depth: int, nodes: Tensor) -> Tensor:
-        """Take in new nodes (batch, new, rank) of graph layer `depth`; return them behind all earlier ones."""
+    def append_nodes(self, depth: int | str, nodes: Tensor) -> Tensor:
+        """Take in new nodes (batch, ..., new, width) of graph layer `depth`; return them behind all earlier ones."""
         known = self.nodes.get(depth)
-        self.nodes[depth] = nodes if known is None else torch.cat([known, nodes], dim=1)
+        self.nodes[depth] = nodes if known is None else torch.cat([known, nodes], dim=-2)
         return self.nodes[depth]
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         length = self.inner.get_seq_length()  # what the argument means differs between versions; the outcome does not
-        self.nodes = {depth: nodes[:, :length] for depth, nodes in self.nodes.items()}
+        self.nodes = {depth: nodes[..., :length, :] for depth, nodes in self.nodes.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)

@@ -9,9 +9,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, repeat_kv
 
 from ...configuration.configuration_gnn import GNNConfig, LlamaGNNConfig
 from ..transformers_compat import take_cache
-from .aggregation import Aggregates, range_maximum, running_maximum, variance
+from .aggregation import Aggregates, variance, visible_maximum
 from .llama_heads import equal_width_attention, join_heads, query_key_value
-from .visible_rows import read_range
 
 
 def extremes(values: Tensor, mask: Tensor | None, target: int) -> tuple[Tensor, Tensor]:
@@ -28,12 +27,7 @@ def extremes(values: Tensor, mask: Tensor | None, target: int) -> tuple[Tensor, 
     Returns:
         Two of (batch, key_value_heads, target, head_dim).
     """
-    source = values.shape[2]
-    if mask is None and target > 1:
-        values = values[:, :, :target]  # behind them, a static cache has room
-        return running_maximum(values), -running_maximum(-values)
-    first, last = read_range(mask, (target, source), values.device)
-    return range_maximum(values, first, last), -range_maximum(-values, first, last)
+    return visible_maximum(values, mask, target), -visible_maximum(-values, mask, target)
 
 
 def without_sum(read: Aggregates) -> Tensor:

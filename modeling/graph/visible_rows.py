@@ -1,10 +1,13 @@
 """Which key each row may read, whatever form the attention mask has; and work done on a block of rows at a time."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+Computed = TypeVar("Computed")
 
 _CUTS = 8  # skips 7/16 of a causal square
 _SMALLEST_CUT = 64  # rows; less is all overhead
@@ -52,23 +55,29 @@ def read_range(mask: Tensor | None, sizes: tuple[int, int], device: torch.device
 
 
 def in_row_blocks(compute: Callable[[range], Tensor], target: int, row_bytes: int, block_bytes: int) -> Tensor:
+    """The blocks of `row_blocks`, each (..., rows, width), joined."""
+    blocks = row_blocks(compute, target, row_bytes, block_bytes)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-2)
+
+
+def row_blocks(compute: Callable[[range], Computed], target: int, row_bytes: int, block_bytes: int) -> list[Computed]:
     """`compute` of all rows, a block at a time. If all rows need more than one block may take, blocks are not kept.
 
     They are computed again in the backward pass then. Rows that fit are cut too: early ones need few keys.
 
     Args:
-        compute: from a range of rows to (..., rows, width).
+        compute: from a range of rows to a tensor or several.
         target: number of rows.
         row_bytes: what one row takes while it is computed.
         block_bytes: what a block may take; at least one row is taken.
     """
     size = max(1, min(block_bytes // row_bytes, max(_SMALLEST_CUT, -(-target // _CUTS))))
     if size >= target:
-        return compute(range(target))
+        return [compute(range(target))]
     blocks = [range(start, min(start + size, target)) for start in range(0, target, size)]
     if torch.is_grad_enabled() and target * row_bytes > block_bytes:
-        return torch.cat([checkpoint(compute, rows, use_reentrant=False) for rows in blocks], dim=-2)
-    return torch.cat([compute(rows) for rows in blocks], dim=-2)
+        return [checkpoint(compute, rows, use_reentrant=False) for rows in blocks]
+    return [compute(rows) for rows in blocks]
 
 
 def visible_block(mask: Tensor | None, rows: range, sizes: tuple[int, int], device: torch.device) -> Tensor:

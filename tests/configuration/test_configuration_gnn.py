@@ -128,7 +128,57 @@ def test_a_stock_llama_config_is_taken_over_without_a_warning(tmp_path, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("layer", ["pna", "gat", None])
+@pytest.mark.parametrize("layer", ["cheb", "gat", None])
 def test_graph_layers_that_are_not_built_are_refused_by_name(layer):
     with pytest.raises(REFUSED, match="layer"):
         SparseGraphConfig(layer=layer)
+
+
+LLAMA = {"attention": "llama"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mlp": "multi_hop"}, "`mlp='multi_hop'` sends messages along `attention='llama'`, got `attention='gin'`"),
+        ({**LLAMA, "shares_scores": True}, "`shares_scores` shares the scores with `sparse`, which is None"),
+        (
+            {**LLAMA, "sparse": {"reads": "normed_input"}, "placement": "parallel"},
+            "`sparse.reads='normed_input'` needs `placement='before_mlp'`.* got 'parallel'",
+        ),
+        (
+            {**LLAMA, "sparse": {"storage": "sparse"}, "adjacency": {"combine": "learned"}},
+            "`sparse.storage='sparse'` needs a bound .*'learned'.*: use 'dense'",
+        ),
+        (
+            {**LLAMA, "sparse": {"storage": "sparse"}, "adjacency": {"cutoff": 0.1, "threshold": 0.0}},
+            "`sparse.storage='sparse'` needs a bound .*cutoff=0.1",
+        ),
+        ({**LLAMA, "sparse": {"mixes_heads": True}}, "`mixes_heads` joins the networks of `per_head=True`"),
+        (
+            {**LLAMA, "sparse": {"layer": "pna", "rank": 9, "towers": 2}},
+            "`rank` must be a multiple of `towers`, got 9 and 2",
+        ),
+        ({**LLAMA, "sparse": {"aggregators": []}}, r"`aggregators` must name at least one, and each once, got \[\]"),
+        (
+            {**LLAMA, "sparse": {"scalers": ["identity", "identity"]}},
+            "`scalers` must name at least one, and each once",
+        ),
+    ],
+)
+def test_graph_parts_that_would_not_act_are_refused(options, message):
+    with pytest.raises(REFUSED, match=message):
+        GNNConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "message"),
+    [
+        ({"intermediate_size": 42}, {"mlp": "halfway_gin"}, "`intermediate_size` must be a multiple .* got 42 and 4"),
+        ({"hidden_size": 30, "head_dim": 8}, {"mlp": "multi_hop"}, "`hidden_size` must be a multiple .* got 30 and 4"),
+        ({"hidden_size": 30, "head_dim": 8}, {"sparse": {"per_head": True}}, "`hidden_size` must be a multiple of"),
+    ],
+)
+def test_widths_that_heads_do_not_divide_are_refused(sizes, options, message):
+    with pytest.raises(REFUSED, match=message):
+        LlamaGNNConfig(**{**SIZES, **sizes}, gnn_config={**LLAMA, **options})

@@ -45,6 +45,29 @@ VARIANTS = {
     "sparse, parallel": {"attention": "llama", "sparse": SPARSE, "placement": "parallel", "block_bytes": 1000},
     "sparse, gcn": {"attention": "llama", "sparse": {**SPARSE, "layer": "gcn"}},
     "sparse, recombination": {"attention": "llama", "sparse": {**SPARSE, "layer": "recombination"}},
+    "sparse, pna": {"attention": "llama", "sparse": {**SPARSE, "layer": "pna", "towers": 2}, "shares_scores": True},
+    "sparse, per head": {
+        "attention": "llama",
+        "sparse": {**SPARSE, "per_head": True, "mixes_heads": True, "activation": "prelu", "storage": "sparse"},
+        "adjacency": {"distance": "far", "normalises_rows": True},
+    },
+    "sparse, learned": {
+        "attention": "llama",
+        "sparse": {**SPARSE, "reads": "normed_input", "matches_scale": True},
+        "adjacency": {"combine": "learned", "learned_width": 5, "cutoff": None, "sharpness": None},
+    },
+    "sparse, stored": {
+        "attention": "llama",
+        "sparse": {**SPARSE, "storage": "sparse"},
+        "shares_scores": True,
+        "block_bytes": 1000,
+    },
+    "linear": {"attention": "llama", "mlp": "linear"},
+    "shallow": {"attention": "llama", "mlp": "shallow"},
+    "none": {"attention": "llama", "mlp": "none", "sparse": SPARSE},
+    "halfway": {"attention": "llama", "mlp": "halfway_gin"},
+    "hops": {"attention": "llama", "mlp": "multi_hop", "sparse": SPARSE, "placement": "after_mlp"},
+    "aggregations": {"attention": "llama", "mlp": "multi_aggregation"},
     "one layer": {"layers": [1]},
 }
 DIFFERENT = [
@@ -57,6 +80,9 @@ DIFFERENT = [
     "pna, silu",
     "pna_vector",
     "sparse",
+    "sparse, per head",
+    "hops",
+    "aggregations",
 ]
 
 
@@ -66,7 +92,7 @@ def build(variant="gin", dtype=torch.float64, **changes):
     model = LlamaForCausalLMWithGNN(LlamaGNNConfig(**{**SIZES, **changes}, gnn_config=options)).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "epsilon" in name or "sharpening" in name:
+            if any(part in name for part in ("epsilon", "sharpening", "row_gain", "slope")):
                 parameter.uniform_(0.5, 1.5)
     return model
 
@@ -240,6 +266,7 @@ EQUAL_AT_FIRST = {
     "gin beside": {"base_attention": True},
     "differential beside": {"base_attention": True, "differential": True, "edges": {"transform": "softplus"}},
     "scored beside": {"base_attention": True, "scores": "mlp"},
+    "halfway": {"attention": "llama", "mlp": "halfway_gin", "mlp_message_scale": 0},
 }
 
 

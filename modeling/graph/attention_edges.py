@@ -1,0 +1,120 @@
+"""From queries and keys to the edges of a graph, a block of rows at a time: no attention map of all rows is held."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .adjacency import AttentionAdjacency
+from .edge_storage import DenseEdges, Edges, SparseEdges, edges_to_keep, largest_edges
+from .visible_rows import attention_rows, row_blocks, visible_block
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """What a layer's attention is the softmax of.
+
+    Args:
+        query: (batch, heads, target, head_dim).
+        key: (batch, heads, source, head_dim); its last `target` are the rows' own.
+        scaling: of the scores.
+        mask: as transformers makes it, see `visible_rows`.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    mask: Tensor | None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of rows and of keys."""
+        return self.query.shape[2], self.key.shape[2]
+
+    def rows(self, rows: range) -> tuple[Tensor, Tensor]:
+        """Attention weights of some rows (batch, heads, rows, seen), up to the last key seen; which are visible."""
+        visible = visible_block(self.mask, rows, self.sizes, self.query.device)
+        query, key = self.query[:, :, rows.start : rows.stop], self.key[:, :, : visible.shape[-1]]
+        return attention_rows(query, key, self.scaling, visible), visible
+
+
+def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: str, block_bytes: int) -> Edges:
+    """The graph of softmax(scaling q k^T).
+
+    Args:
+        adjacency: what makes it of attention weights.
+        storage: "auto", "dense" or "sparse", see `edges_to_keep`.
+        block_bytes: largest block of attention weights.
+
+    Returns:
+        Edges of all rows, in float32 or wider.
+    """
+    kept = edges_to_keep(adjacency.bound, pairs.sizes[1], storage)
+    parts = _in_blocks(partial(_edge_rows, pairs, adjacency, kept), pairs, adjacency, block_bytes)
+    return _join(parts, pairs.sizes[1])
+
+
+def attend_with_edges(
+    pairs: ScoredPairs,
+    value: Tensor,
+    dropout: float,
+    adjacency: AttentionAdjacency,
+    storage: str,
+    block_bytes: int,
+) -> tuple[Tensor, Edges]:
+    """softmax(scaling q k^T) v and the graph of the same weights, which are made once.
+
+    Args:
+        value: (batch, heads, source, width).
+        dropout: of the weights that meet values; the graph is made of all.
+
+    Returns:
+        (batch, heads, target, width), and the edges as by `attention_edges`.
+    """
+    kept = edges_to_keep(adjacency.bound, pairs.sizes[1], storage)
+    compute = partial(_attend_rows, pairs, value, dropout, adjacency, kept)
+    parts = _in_blocks(compute, pairs, adjacency, block_bytes)
+    output = torch.cat([part[0] for part in parts], dim=-2)
+    return output, _join([part[1:] for part in parts], pairs.sizes[1])
+
+
+def _edge_rows(pairs: ScoredPairs, adjacency: AttentionAdjacency, kept: int | None, rows: range) -> tuple[Tensor, ...]:
+    return _edges_of(*pairs.rows(rows), pairs.sizes, adjacency, kept, rows)
+
+
+def _attend_rows(
+    pairs: ScoredPairs, value: Tensor, dropout: float, adjacency: AttentionAdjacency, kept: int | None, rows: range
+) -> tuple[Tensor, ...]:
+    weights, visible = pairs.rows(rows)
+    dropped = functional.dropout(weights, dropout, dropout > 0)
+    output = dropped.to(value.dtype) @ value[:, :, : weights.shape[-1]]
+    return output, *_edges_of(weights, visible, pairs.sizes, adjacency, kept, rows)
+
+
+def _edges_of(
+    weights: Tensor,
+    visible: Tensor,
+    sizes: tuple[int, int],
+    adjacency: AttentionAdjacency,
+    kept: int | None,
+    rows: range,
+) -> tuple[Tensor, ...]:
+    behind = sizes[1] - sizes[0]
+    graph = adjacency(weights, visible, range(rows.start + behind, rows.stop + behind))
+    if kept is None:
+        return (functional.pad(graph, (0, sizes[1] - graph.shape[-1])),)
+    return largest_edges(graph, kept)
+
+
+def _in_blocks(
+    compute: partial[tuple[Tensor, ...]], pairs: ScoredPairs, adjacency: AttentionAdjacency, block_bytes: int
+) -> list[tuple[Tensor, ...]]:
+    row_bytes = 4 * pairs.query.shape[0] * adjacency.pair_width * pairs.sizes[1]
+    return row_blocks(compute, pairs.sizes[0], row_bytes, block_bytes)
+
+
+def _join(parts: list[tuple[Tensor, ...]], source: int) -> Edges:
+    weight, *index = (torch.cat(blocks, dim=-2) for blocks in zip(*parts, strict=True))
+    return SparseEdges(weight, index[0], source) if index else DenseEdges(weight)
