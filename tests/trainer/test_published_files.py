@@ -44,7 +44,7 @@ trainer.push_to_hub()
 
 @pytest.fixture
 def server():
-    spec = importlib.util.spec_from_file_location("hub_server", HERE / "hub_server.py")
+    spec = importlib.util.spec_from_file_location("hub_server", HERE.parent / "hub_server.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with module.HubServer() as running:
@@ -61,18 +61,19 @@ def test_every_save_publishes_code_and_weights_and_never_a_pickle_or_a_token(ser
     command = [sys.executable, "-c", CODE, str(out), "every_save"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
-    first = server.commits[0]
+    repository = server.repositories["me/model"]
+    first = repository.commits[0]
     assert {"model.safetensors", "config.json", "modeling_unlimiformer_llama.py", "training_args.json"} <= first
-    assert len(server.commits) >= 3
-    assert "README.md" in server.files
-    assert load(server.files["model.safetensors"])
-    code = json.loads(server.files["config.json"])["auto_map"]["AutoModelForCausalLM"].partition(".")[0]
+    assert len(repository.commits) >= 3
+    assert "README.md" in repository.files
+    assert load(repository.files["model.safetensors"])
+    code = json.loads(repository.files["config.json"])["auto_map"]["AutoModelForCausalLM"].partition(".")[0]
     assert f"{code}.py" in first
-    assert not [name for name in server.files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    assert not [name for name in repository.files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     assert not [
-        name for name in server.files if name.startswith(("checkpoint", "predictions")) or "trainer_state" in name
+        name for name in repository.files if name.startswith(("checkpoint", "predictions")) or "trainer_state" in name
     ]
-    assert not [name for name, content in server.files.items() if b"hf_a_secret" in content]
+    assert not [name for name, content in repository.files.items() if b"hf_a_secret" in content]
     assert (out / "checkpoint-2" / "optimizer.pt").is_file()
 
 
