@@ -83,26 +83,46 @@ def tappable_layers(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
+class ThreadSlot:
+    """A place for one object of the running thread, between two hooks of one call of one layer."""
+
+    def __init__(self) -> None:
+        self.name = f"slot_{next(_NUMBERS)}"
+
+    def put(self, content: Any) -> None:
+        """Keep `content` until it is taken."""
+        setattr(_OPEN, self.name, content)
+
+    def look(self) -> Any:
+        """What lies here."""
+        return getattr(_OPEN, self.name, None)
+
+    def take(self) -> Any:
+        """What lies here, and let go of it."""
+        content = self.look()
+        setattr(_OPEN, self.name, None)  # torch.compile cannot follow `delattr`
+        return content
+
+
 class ResidualTap:
     """One tap of one layer: three hooks and, while a thread is between them, the stream of that thread."""
 
     def __init__(self, update: ResidualUpdate, multiplier: float = 1.0) -> None:
         self.update = update
         self.multiplier = multiplier
-        self.slot = f"tap_{next(_NUMBERS)}"  # of the thread-local
+        self.slot = ThreadSlot()
 
     def take_residual(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the source: keep h."""
-        setattr(_OPEN, self.slot, (args[0] if args else kwargs["hidden_states"], kwargs))
+        self.slot.put((args[0] if args else kwargs["hidden_states"], kwargs))
 
     def take_keywords(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the attention: keep its keywords."""
-        setattr(_OPEN, self.slot, (getattr(_OPEN, self.slot)[0], kwargs))
+        self.slot.put((self.slot.look()[0], kwargs))
 
     def add_update(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Hook of the target: let go of what was kept, and add the update to the output."""
-        residual, keywords = getattr(_OPEN, self.slot)
-        setattr(_OPEN, self.slot, None)  # torch.compile cannot follow `delattr`
+        residual, keywords = self.slot.take()
         added = output[0] if isinstance(output, tuple) else output
         is_scaled = self.multiplier != 1.0
         update = self.update(residual + (added * self.multiplier if is_scaled else added), keywords)

@@ -176,3 +176,20 @@ class AttentionAdjacency(nn.Module):
         if self.row_gain is not None:
             graph = normalise_rows(graph, visible) * self.row_gain.to(graph.dtype)
         return graph if self.per_head else graph[:, 0]
+
+
+class OwnAdjacency(AttentionAdjacency):
+    """The self-loops of the graph alone: no message passes between tokens, whatever their weights.
+
+    This is what the sparse network of the paper's code computes: its edges point to earlier tokens and are cut there.
+    """
+
+    def __init__(self, options: AdjacencyConfig, heads: int, per_head: bool = False) -> None:
+        super().__init__(options, heads, per_head)
+        self.bound = 1
+
+    def forward(self, weights: Tensor, visible: Tensor, rows: range) -> Tensor:
+        """As in AttentionAdjacency, 0 but for each row's own key."""
+        own = torch.arange(rows.start, rows.stop, device=weights.device)[:, None]
+        graph: Tensor = super().forward(weights, visible, rows)
+        return graph * (torch.arange(graph.shape[-1], device=graph.device) == own)

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from .adjacency import AttentionAdjacency
 from .edge_storage import DenseEdges, Edges, SparseEdges, edges_to_keep, largest_edges
-from .visible_rows import attention_rows, row_blocks, visible_block
+from .pair_scores import dot_scores
+from .visible_rows import row_blocks, visible_block, visible_softmax
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class ScoredPairs:
         key: (batch, heads, source, head_dim); its last `target` are the rows' own.
         scaling: of the scores.
         mask: as transformers makes it, see `visible_rows`.
+        softcap: scores s become softcap tanh(s / softcap), as in Gemma 2.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
     mask: Tensor | None
+    softcap: float | None = None
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -37,7 +40,10 @@ class ScoredPairs:
         """Attention weights of some rows (batch, heads, rows, seen), up to the last key seen; which are visible."""
         visible = visible_block(self.mask, rows, self.sizes, self.query.device)
         query, key = self.query[:, :, rows.start : rows.stop], self.key[:, :, : visible.shape[-1]]
-        return attention_rows(query, key, self.scaling, visible), visible
+        scores = dot_scores(query, key, self.scaling)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        return visible_softmax(scores, visible), visible
 
 
 def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: str, block_bytes: int) -> Edges:

@@ -60,8 +60,11 @@ class NodeCacheLayer(CacheLayerWrapper):
             self.nodes = {depth: nodes.to(self.inner.device) for depth, nodes in self.nodes.items()}
 
 
-def node_cache_layer(cache: Cache, index: int) -> NodeCacheLayer:
+def node_cache_layer(cache: Cache, index: int, may_slide: bool = False) -> NodeCacheLayer:
     """The node layer of `cache` for decoder layer `index`; the layer found is wrapped when first asked for.
+
+    Args:
+        may_slide: whether the layer may forget all but a window of keys. The nodes of all tokens are kept.
 
     Raises:
         RuntimeError: the cache holds tokens whose nodes are unknown.
@@ -74,7 +77,7 @@ def node_cache_layer(cache: Cache, index: int) -> NodeCacheLayer:
         if isinstance(layer, NodeCacheLayer):
             return layer
         layer = layer.inner
-    if not isinstance(layer, DynamicLayer) or layer.is_sliding:
+    if not isinstance(layer, DynamicLayer) or (layer.is_sliding and not may_slide):
         raise ValueError(
             f"The sparse graph network needs a dynamic cache that keeps all tokens, got a {type(layer).__name__}."
         )

@@ -33,6 +33,7 @@ _PUBLIC = {
     "RetroForCausalLM": "graft.modeling.retro.modeling_retro",
     "RetroModel": "graft.modeling.retro.modeling_retro",
     "RetroTrainer": "graft.trainer.retro_trainer",
+    "SparseGINConfig": "graft.modeling.graph.sparse_gin_config",
     "UnlimiformerBart": "graft.modeling.unlimiformer.modeling_unlimiformer_bart",
     "UnlimiformerBartConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerConfig": "graft.configuration.configuration_unlimiformer",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from graft.modeling.attachment import Attachment as Attachment
     from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN as LlamaForCausalLMWithGNN
     from graft.modeling.graph.modeling_llama_gnn import LlamaModelWithGNN as LlamaModelWithGNN
+    from graft.modeling.graph.sparse_gin_config import SparseGINConfig as SparseGINConfig
     from graft.modeling.retro.modeling_retro import RetroForCausalLM as RetroForCausalLM
     from graft.modeling.retro.modeling_retro import RetroModel as RetroModel
     from graft.modeling.retro.retriever import CachingRetriever as CachingRetriever

@@ -9,8 +9,9 @@ from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.configuration.configuration_retro import RetroConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerBartConfig, UnlimiformerLlamaConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN, LlamaModelWithGNN
+from graft.modeling.graph.sparse_gin_model import register_with_peft as register_sparse_gin
 from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
-from graft.modeling.retro.retrofit_tuner import register_with_peft
+from graft.modeling.retro.retrofit_tuner import register_with_peft as register_retrofit
 from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart
 from graft.modeling.unlimiformer.modeling_unlimiformer_llama import UnlimiformerLlamaForCausalLM
 
@@ -27,4 +28,5 @@ for _config_class, _auto_class, _model_class in _REGISTERED:
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     _auto_class.register(_config_class, _model_class, exist_ok=True)
 
-register_with_peft()
+register_retrofit()
+register_sparse_gin()

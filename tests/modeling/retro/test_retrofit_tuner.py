@@ -155,7 +155,7 @@ def test_one_of_several_adapters_is_active_and_others_can_be_deleted(decoders, f
     model.delete_adapter("wide")
     assert torch.equal(logits(model, ids, retrieved=retrieved), found)
     assert sum(bool(module._forward_pre_hooks) for module in base.model.layers[1].modules()) == 0
-    with pytest.raises(ValueError, match="must name one retro-fit"):
+    with pytest.raises(ValueError, match="must name one RETROFIT adapter"):
         model.base_model.set_adapter(["default", "default"])
 
 

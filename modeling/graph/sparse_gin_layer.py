@@ -1,0 +1,146 @@
+"""What sparse-GIN adds to a decoder: a graph network beside the attention of each layer, along that attention's edges.
+
+A step in the attention's chain sees queries and keys, a pre-hook makes room for nodes in the cache, and a tap of the
+residual adds the update. The weights are here, and nothing of a generation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.models.llama.modeling_llama import repeat_kv
+
+from ..attachment import Attachment, AttentionFunction, AttentionOutput
+from ..residual_tap import PLACES, ThreadSlot, tap_residual, tappable_layers
+from ..transformers_compat import cache_of
+from .adjacency import OwnAdjacency
+from .attention_edges import ScoredPairs
+from .node_cache import NodeCacheLayer, node_cache_layer
+from .sparse_gin_config import SparseGINConfig
+from .sparse_graph_layers import SparseGraphUpdate
+
+_EPS = 1e-6
+
+
+class SparseGINAdapter(nn.Module):
+    """A SparseGraphUpdate for each decoder layer that has one, by its number.
+
+    Args:
+        config: of the adapter.
+        model: its base; read, not kept.
+        name: under which nodes lie in a cache, so that those of two adapters are not taken for each other.
+    """
+
+    def __init__(self, config: SparseGINConfig, model: PreTrainedModel, name: str) -> None:
+        super().__init__()
+        base: Any = model.config
+        count = len(tappable_layers(model))
+        options, self.name = config.graph_options(), name
+        width, heads = base.hidden_size, base.num_attention_heads
+        self.layers = nn.ModuleDict()
+        for index in config.layers(count):
+            update = SparseGraphUpdate(options, width, heads, index / max(1, count - 1), _EPS)
+            if config.edge_mode == "self_only":
+                update.adjacency = OwnAdjacency(options.adjacency, heads)
+            self.layers[str(index)] = update
+        self.trains_adjacency = config.trains_adjacency
+
+
+class AdapterNodes:
+    """The nodes that one adapter keeps in a layer of a cache."""
+
+    def __init__(self, layer: NodeCacheLayer, name: str, keys: int) -> None:
+        self.layer, self.name, self.keys = layer, name, keys
+
+    def append_nodes(self, depth: int | str, nodes: Tensor) -> Tensor:
+        """Take in new nodes of graph layer `depth`; return those of the tokens whose keys attention sees.
+
+        Raises:
+            RuntimeError: the cache holds tokens that the adapter has not seen.
+        """
+        together = self.layer.append_nodes(f"{self.name} {depth}", nodes)
+        tokens = self.layer.get_seq_length()
+        if together.shape[-2] != tokens:
+            raise RuntimeError(
+                f"The cache holds {tokens} tokens and adapter {self.name!r} has seen {together.shape[-2]} of them: it "
+                "was filled by another adapter or by none. Give a fresh cache."
+            )
+        return together[..., tokens - self.keys :, :]
+
+
+class SparseGINReader:
+    """The hooks of one decoder layer.
+
+    Args:
+        adapter: the weights.
+        index: of the layer.
+        is_active: whether the adapter is to be used now.
+    """
+
+    def __init__(self, adapter: SparseGINAdapter, index: int, is_active: Callable[[], bool]) -> None:
+        self.adapter, self.index, self.is_active = adapter, index, is_active
+        self.slot = ThreadSlot()
+
+    def make_room(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the attention: the cache's layer is wrapped before it takes in this call's keys."""
+        cache = cache_of(kwargs)
+        if isinstance(cache, Cache) and self.is_active():
+            node_cache_layer(cache, self.index, may_slide=True)
+
+    def read_attention(
+        self,
+        proceed: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> AttentionOutput:
+        """Step of the attention: keep what it scores; what it computes is left to the rest of the chain."""
+        if self.is_active():
+            scaling = kwargs.get("scaling")
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            ends = (query, key) if self.adapter.trains_adjacency else (query.detach(), key.detach())
+            all_keys = repeat_kv(ends[1], query.shape[1] // key.shape[1])
+            self.slot.put(ScoredPairs(ends[0], all_keys, scaling, attention_mask, kwargs.get("softcap")))
+        return proceed(module, query, key, value, attention_mask, **kwargs)
+
+    def update(self, hidden: Tensor, keywords: dict[str, Any]) -> Tensor | None:
+        """What the tap calls: lambda norm(GIN(t, A)) for t = h + a; see ResidualUpdate.
+
+        Raises:
+            RuntimeError: the attention ran without the chain that the adapter is part of.
+        """
+        if not self.is_active():
+            return None
+        pairs, graph = self.slot.take(), self.adapter.layers[str(self.index)]
+        if pairs is None:
+            raise RuntimeError(
+                f"The attention of layer {self.index} showed no queries and keys: it must call the attention function "
+                "that its config names."
+            )
+        cache, nodes = cache_of(keywords), None
+        if isinstance(cache, Cache):
+            layer = node_cache_layer(cache, self.index, may_slide=True)
+            nodes = AdapterNodes(layer, self.adapter.name, pairs.key.shape[2])
+        own = hidden.to(graph.scale.device, graph.scale.dtype)
+        return graph(own, graph.edges(pairs), nodes).to(hidden.device, hidden.dtype)
+
+
+def install_sparse_gin(
+    attachment: Attachment, model: PreTrainedModel, adapter: SparseGINAdapter, is_active: Callable[[], bool]
+) -> None:
+    """Let `adapter` read and write the layers of `model` until `attachment` is removed.
+
+    Raises:
+        TypeError, ValueError: the model's attention or residual cannot be reached, see `tappable_layers`.
+    """
+    places = PLACES[model.config.model_type]
+    for name in adapter.layers:
+        index = int(name)
+        reader = SparseGINReader(adapter, index, is_active)
+        attention = getattr(tappable_layers(model)[index], places.attention)
+        attachment.serve(attention, reader.read_attention, reader.make_room)
+        tap_residual(attachment, model, index, reader.update)
