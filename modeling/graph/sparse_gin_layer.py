@@ -115,7 +115,8 @@ class SparseGINReader:
         """
         if not self.is_active():
             return None
-        pairs, graph = self.slot.take(), self.adapter.layers[str(self.index)]
+        pairs: ScoredPairs | None = self.slot.take()
+        graph: Any = self.adapter.layers[str(self.index)]
         if pairs is None:
             raise RuntimeError(
                 f"The attention of layer {self.index} showed no queries and keys: it must call the attention function "
@@ -126,7 +127,8 @@ class SparseGINReader:
             layer = node_cache_layer(cache, self.index, may_slide=True)
             nodes = AdapterNodes(layer, self.adapter.name, pairs.key.shape[2])
         own = hidden.to(graph.scale.device, graph.scale.dtype)
-        return graph(own, graph.edges(pairs), nodes).to(hidden.device, hidden.dtype)
+        added: Tensor = graph(own, graph.edges(pairs), nodes)
+        return added.to(hidden.device, hidden.dtype)
 
 
 def install_sparse_gin(
