@@ -34,6 +34,7 @@ from graft.modeling.unlimiformer.report import Passage, recording
 from graft.trainer.abilities import MEMORY_FILE, has_own_memory
 from graft.trainer.command_line import split_overrides, typed_value
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.kernel_repositories import refuse_kernel_repositories
 from graft.trainer.tokenisation import plain_ids, special_tokens_around
 
 logger = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def load(name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedTok
         is_adapter = (Path(name) / "adapter_config.json").is_file()
         base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter else name
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        refuse_kernel_repositories(config, str(base), trust_remote_code)
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(name, trust_remote_code=trust_remote_code, dtype="auto", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

@@ -25,6 +25,7 @@ import graft.registration  # noqa: F401  (our own classes load without consent t
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.arguments import AdapterArguments, ModelArguments
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.kernel_repositories import refuse_kernel_repositories
 from graft.trainer.tokenizer_training import TRAIN, trained_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def load_config(
     """The model's config with the overrides in it, and with `memory` where the config has room for it.
 
     Raises:
-        ConfigurationError: nothing can be loaded, an override names no field, or the architecture does another task.
+        ConfigurationError: nothing can be loaded, the config names code to run, an override names no field, or the
+            architecture does another task.
     """
     source = model.config or model.name
     assert source is not None  # `ModelArguments` has checked it
@@ -56,6 +58,7 @@ def load_config(
             config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable("model.config" if model.config else "model.name", source, error) from error
+    refuse_kernel_repositories(config, source, trust_remote_code)
     _check_task(model.task, config, trust_remote_code)
     known = config.to_dict()
     for name in overrides:
