@@ -12,6 +12,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
+_LATENT = ("cg", "cg_interpolate")
 _SLOPES_IN_T = (
     "relu",
     "silu",
@@ -231,13 +232,44 @@ class SparseGraphConfig:
 
 @strict
 @dataclass
+class LatentConfig:
+    """Latents that stand for groups of tokens, on one or more scales.
+
+    Args:
+        tokens_per_latent: size of the groups, a level for each.
+        num_layers: of attention among a level's latents. With "cg_interpolate" the last is an attention map only.
+        skip: whether the attention's input is added to its output.
+        projects: whether each level has its own output map; otherwise all share one.
+        mix: share of the stock attention in "cg_interpolate" at the beginning; trainable, one number per level.
+    """
+
+    tokens_per_latent: list[int] = field(default_factory=lambda: [32, 64, 256])
+    num_layers: int = 1
+    skip: bool = False
+    projects: bool = True
+    mix: float | int = 0.5
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        sizes = self.tokens_per_latent
+        if not sizes or min(sizes) < 2 or len(set(sizes)) != len(sizes):
+            raise ValueError(f"`tokens_per_latent` must name different sizes of at least 2, got {sizes}.")
+        if self.num_layers < 1:
+            raise ValueError(f"`num_layers` must be at least 1, got {self.num_layers}.")
+        if not 0 < self.mix < 1:
+            raise ValueError(f"`mix` must lie in (0, 1), got {self.mix}.")
+
+
+@strict
+@dataclass
 class GNNConfig:
     """The graph layers of a Llama.
 
     Args:
         attention: "gin" sums neighbours' states and applies one MLP per head; "pna" reads mean, largest, smallest and
             variance of the neighbours' values; "pna_vector" takes whole vectors, by norm, for largest and smallest;
-            "llama" is the stock attention.
+            "cg" reads latents of finished groups of tokens and the token's own group; "cg_interpolate" mixes the stock
+            attention with the latents' attention; "llama" is the stock attention.
         layers: decoder layers that are graph layers, rising; None is all. The others are stock.
         mlp_ratio: width inside the MLP of "gin" and "pna" over the width of a head; of "multi_aggregation" over the
             width of a slice.
@@ -258,6 +290,7 @@ class GNNConfig:
             mean, largest, variance]; "auto" reads the sum where weights need not sum to 1, never with "pna_vector".
         edges: an EdgeTransformConfig or a dict of its fields: the edges of "gin" and "pna". None is the defaults.
         sparse: a SparseGraphConfig or a dict of its fields: a graph network beside "llama". None is no network.
+        latent: a LatentConfig or a dict of its fields: the levels of "cg" and "cg_interpolate". None is the defaults.
         adjacency: an AdjacencyConfig or a dict of its fields: the edges of `sparse`. None is the defaults.
         placement: where the update of `sparse` enters: "before_mlp", "after_mlp", or "parallel" to the MLP.
         shares_scores: compute the attention of "llama" from the weights that the graph of `sparse` is made from,
@@ -271,7 +304,7 @@ class GNNConfig:
         block_bytes: largest block of attention weights held at a time where they must be written out.
     """
 
-    attention: Literal["gin", "pna", "pna_vector", "llama"] = "gin"
+    attention: Literal["gin", "pna", "pna_vector", "cg", "cg_interpolate", "llama"] = "gin"
     layers: list[int] | None = None
     mlp_ratio: float | int = 0.5
     mlp_dropout: float | int = 0.1
@@ -289,6 +322,7 @@ class GNNConfig:
     aggregates: Literal["auto", "smallest", "sum"] = "auto"
     edges: Any = None
     sparse: Any = None
+    latent: Any = None
     adjacency: Any = None
     placement: Literal["before_mlp", "after_mlp", "parallel"] = "before_mlp"
     shares_scores: bool = False
@@ -299,6 +333,8 @@ class GNNConfig:
     def __post_init__(self) -> None:
         self.edges = _read(EdgeTransformConfig, "edges", {} if self.edges is None else self.edges)
         self.adjacency = _read(AdjacencyConfig, "adjacency", {} if self.adjacency is None else self.adjacency)
+        if self.latent is not None or self.attention in _LATENT:
+            self.latent = _read(LatentConfig, "latent", {} if self.latent is None else self.latent)
         if self.sparse is not None:
             self.sparse = _read(SparseGraphConfig, "sparse", self.sparse)
 
@@ -319,19 +355,23 @@ class GNNConfig:
                 f"`sparse` reads the attention weights of `attention='llama'`, got `attention={self.attention!r}`."
             )
         if self.attention != "gin":
-            _check_default(self, "scores", "differential", "base_attention", "scale")
-        if self.attention == "llama":
+            _check_default(self, "scores", "differential", "scale")
+        if self.attention not in ("gin", *_LATENT):
+            _check_default(self, "base_attention")
+        if self.attention in ("llama", *_LATENT):
             _check_default(self, "normalisation", "aggregates")
+        if self.latent is not None and self.attention not in _LATENT:
+            raise ValueError(f"`latent` acts with `attention` 'cg' or 'cg_interpolate' only, got {self.attention!r}.")
         if self.scores == "mlp" and self.differential:
             raise ValueError("`differential` needs two pairs of queries and keys: `scores` must be 'dot', got 'mlp'.")
         if self.differential_norm and not self.differential:
             raise ValueError("`differential_norm` acts with `differential=True` only.")
         if self.scale and not self.base_attention:
             raise ValueError(f"`scale` acts with `base_attention=True` only, got {self.scale}.")
-        if self.attention == "llama" and self.edges.transform != "none":
+        if self.attention in ("llama", *_LATENT) and self.edges.transform != "none":
             raise ValueError(
-                "`edges` acts in graph attention only: `edges.transform` must be 'none' with `attention='llama'`, got "
-                f"{self.edges.transform!r}."
+                "`edges` acts in attention 'gin', 'pna' and 'pna_vector' only: `edges.transform` must be 'none' with "
+                f"{self.attention!r}, got {self.edges.transform!r}."
             )
 
         self._validate_messages()
@@ -415,6 +455,17 @@ def _check_fits(options: Any, config: Any) -> None:
             f"`num_attention_heads`, got {width} and {heads}."
         )
     groups = getattr(config, "num_key_value_heads", None) or heads
+    longest = getattr(config, "max_position_embeddings", None)
+    if options.latent is not None and longest is not None and max(options.latent.tokens_per_latent) > longest:
+        raise ValueError(
+            "`tokens_per_latent` must not exceed `max_position_embeddings`, got "
+            f"{options.latent.tokens_per_latent} and {longest}."
+        )
+    if options.latent is not None and width % groups:
+        raise ValueError(
+            "The cache keeps hidden states by key heads: `hidden_size` must be a multiple of `num_key_value_heads`, "
+            f"got {width} and {groups}."
+        )
     if options.scores == "mlp" and options.scoring_width % groups:
         raise ValueError(
             "The cache keeps what `scores='mlp'` makes of a token by key heads: `scoring_width` must be a multiple of "
@@ -438,7 +489,7 @@ def _check_fits(options: Any, config: Any) -> None:
 def _read(of_class: type, name: str, options: Any) -> Any:
     """Options of `of_class`, from themselves or from a dict of its fields."""
     if isinstance(options, dict):
-        known = {field.name for field in fields(of_class)}
+        known = {each.name for each in fields(of_class)}
         if unknown := sorted(set(options) - known):
             raise ValueError(f"`{name}` has no field {unknown}; it has {sorted(known)}.")
         return of_class(**options)

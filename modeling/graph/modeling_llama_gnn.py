@@ -3,6 +3,7 @@
 Buehler 2025, "Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers", arXiv 2501.02393.
 """
 
+from math import log
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ...configuration.configuration_gnn import MESSAGE_MLPS, GNNConfig, LlamaGNN
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache
 from .attention_edges import ScoredPairs
+from .cg_attention import CGAttentionInterpolate, cg_class
 from .edge_storage import Edges
 from .edge_transforms import EdgeTransform
 from .gin_attention import (
@@ -36,6 +38,7 @@ from .node_cache import NodeCacheLayer, node_cache_layer
 from .per_head_mlp import PerHeadMLP
 from .pna_edges import pna_class
 from .sparse_graph_layers import SparseGraphUpdate
+from .token_groups import TokenGroups
 
 
 class LlamaAttentionWithScores(LlamaAttention):
@@ -71,6 +74,8 @@ def attention_class(options: GNNConfig) -> type[nn.Module]:
         return LlamaAttentionBesideGIN if options.base_attention else gin_class(options)
     if options.attention in ("pna", "pna_vector"):
         return pna_class(options)
+    if options.latent is not None:
+        return cg_class(options)
     reads_scores = options.sparse is not None or options.mlp in MESSAGE_MLPS
     return LlamaAttentionWithScores if reads_scores else LlamaAttention
 
@@ -151,6 +156,10 @@ class LlamaGNNPreTrainedModel(LlamaPreTrainedModel):
                 init.constant_(module.differential_lambda, module.first_lambda)
         elif isinstance(module, LlamaAttentionBesideGIN):
             init.constant_(module.graph_scale, module.first_scale)
+        elif isinstance(module, TokenGroups):
+            init.normal_(module.latent_query, std=self.config.initializer_range)
+        elif isinstance(module, CGAttentionInterpolate):
+            init.constant_(module.mix, log(module.first_mix / (1 - module.first_mix)))
         elif isinstance(module, EdgeTransform):
             if module.threshold is not None:
                 init.constant_(module.threshold, float(module.options.threshold))
@@ -186,11 +195,15 @@ class LlamaModelWithGNN(LlamaGNNPreTrainedModel, LlamaModel):
         """As LlamaModel's.
 
         Raises:
-            ValueError: the padding of a row lies between its tokens, where largest values are taken.
+            ValueError: the padding of a row lies between its tokens, where largest values are taken or groups counted;
+                with latent attention, documents are packed into one row.
         """
         options = self.config.gnn_config
-        if (options.attention == "pna" or options.mlp == "multi_aggregation") and not torch.compiler.is_compiling():
+        refuses_holes = options.attention == "pna" or options.mlp == "multi_aggregation" or options.latent is not None
+        if refuses_holes and not torch.compiler.is_compiling():
             _refuse_holes(attention_mask)
+            if options.latent is not None:
+                _refuse_packed(attention_mask, kwargs.get("position_ids"))
         return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
 
 
@@ -223,4 +236,18 @@ def _refuse_holes(attention_mask: Tensor | None) -> None:
         raise ValueError(
             "`attention_mask` may hide tokens in front of a row and behind it, not between: row "
             f"{row} begins again at position {position}."
+        )
+
+
+def _refuse_packed(attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+    """Raise ValueError where positions begin again in a row: latents would be made across documents."""
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise ValueError(
+            "Latent attention counts real tokens: `attention_mask` must be (batch, source), got "
+            f"{tuple(attention_mask.shape)}."
+        )
+    if attention_mask is None and position_ids is not None and (position_ids.diff(dim=-1) != 1).any():
+        raise ValueError(
+            "Latent attention cannot read several documents packed into one row: `position_ids` must rise by 1. Give "
+            "each document a row of its own."
         )

@@ -11,6 +11,7 @@ from graft.configuration.configuration_gnn import (
     AdjacencyConfig,
     EdgeTransformConfig,
     GNNConfig,
+    LatentConfig,
     LlamaGNNConfig,
     SparseGraphConfig,
 )
@@ -27,6 +28,11 @@ OUT_OF_RANGE = [
     (AdjacencyConfig, {"cutoff": 1.0}, r"`cutoff` must lie in \[0, 1\) or be None, got 1.0"),
     (AdjacencyConfig, {"temperature": 0}, "`temperature` must be above 0 and finite, got 0"),
     (AdjacencyConfig, {"sharpness": -1.0}, "`sharpness` must be above 0 and finite, got -1.0"),
+    (LatentConfig, {"tokens_per_latent": [1]}, r"`tokens_per_latent` must name different sizes .* got \[1\]"),
+    (LatentConfig, {"tokens_per_latent": []}, r"`tokens_per_latent` must name different sizes .* got \[\]"),
+    (LatentConfig, {"tokens_per_latent": [4, 4]}, r"`tokens_per_latent` must name different sizes .* got \[4, 4\]"),
+    (LatentConfig, {"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
+    (LatentConfig, {"mix": 1}, r"`mix` must lie in \(0, 1\), got 1"),
     (SparseGraphConfig, {"rank": 0}, "`rank` must be at least 1, got 0"),
     (SparseGraphConfig, {"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
     (SparseGraphConfig, {"dropout": 1}, r"`dropout` must lie in \[0, 1\), got 1"),
@@ -39,6 +45,8 @@ OUT_OF_RANGE = [
     (GNNConfig, {"scale": 0.5}, "`scale` acts with `base_attention=True` only, got 0.5"),
     (GNNConfig, {"differential_norm": True}, "`differential_norm` acts with `differential=True` only"),
     (GNNConfig, {"differential": True, "scores": "mlp"}, "`scores` must be 'dot', got 'mlp'"),
+    (GNNConfig, {"latent": {}}, "`latent` acts with `attention` 'cg' or 'cg_interpolate' only, got 'gin'"),
+    (GNNConfig, {"attention": "pna", "base_attention": True}, "`base_attention` is not read by `attention='pna'`"),
     (GNNConfig, {"attention": "llama", "normalisation": "relu"}, "`normalisation` is not read by `attention='llama'`"),
     (GNNConfig, {"attention": "pna", "differential": True}, "`differential` is not read by .*must be False, got True"),
     (GNNConfig, {"block_bytes": 0}, "`block_bytes` must be above 0 and finite, got 0"),
@@ -84,8 +92,8 @@ def test_a_part_refuses_unknown_fields_and_other_types(part):
 def test_options_that_would_not_act_together_are_refused():
     with pytest.raises(REFUSED, match="`sparse` reads the attention weights of `attention='llama'`, got .*'gin'"):
         GNNConfig(sparse={})
-    with pytest.raises(REFUSED, match="`edges` acts in graph attention only.* got 'relu'"):
-        GNNConfig(attention="llama", edges={"transform": "relu"})
+    with pytest.raises(REFUSED, match="`edges` acts in attention 'gin', .* got 'relu'"):
+        GNNConfig(attention="cg", edges={"transform": "relu"})
 
 
 def test_whole_numbers_are_taken_where_a_float_is_declared():
@@ -101,6 +109,8 @@ def test_a_model_config_refuses_what_its_llama_cannot_have():
         LlamaGNNConfig(**SIZES, gnn_config={"atention": "gin"})
     with pytest.raises(REFUSED, match="has no field `gnn_confg`; did you mean `gnn_config`"):
         LlamaGNNConfig(**SIZES, gnn_confg={"attention": "gin"})
+    with pytest.raises(REFUSED, match=r"must not exceed `max_position_embeddings`, got \[32, 64, 256\] and 100"):
+        LlamaGNNConfig(**SIZES, max_position_embeddings=100, gnn_config={"attention": "cg"})
     sizes = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2}
     with pytest.raises(REFUSED, match="multiple of `num_key_value_heads`, got 7 and 2"):
         LlamaGNNConfig(**sizes, gnn_config={"scores": "mlp", "scoring_width": 7})

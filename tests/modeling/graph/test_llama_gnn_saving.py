@@ -1,11 +1,13 @@
 """Saved, loaded, loaded where graft is absent: always the same model."""
 
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
@@ -23,7 +25,11 @@ SIZES = {
 }
 VARIANTS = {
     "gin": {"edges": {"transform": "silu"}, "output_projection": True, "mlp_ratio": 2.0},
+    "differential": {"base_attention": True, "scale": 0.3, "differential": True, "differential_norm": True},
     "pna": {"attention": "pna", "mlp_ratio": 2.0},
+    "pna_vector": {"attention": "pna_vector", "edges": {"transform": "silu", "trains_threshold": True}},
+    "cg": {"attention": "cg", "latent": {"tokens_per_latent": [2, 4]}},
+    "cg_interpolate": {"attention": "cg_interpolate", "latent": {"tokens_per_latent": [3], "mix": 0.3}},
     "sparse": {"attention": "llama", "sparse": {"rank": 6, "num_layers": 2, "scale_first": 0.4}, "layers": [1]},
 }
 
@@ -41,8 +47,9 @@ def ids():
     return torch.randint(2, 61, (2, 9), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "tied"), [*((variant, False) for variant in VARIANTS), ("gin", True), ("cg", True)]
+)
 def test_a_loaded_model_gives_the_same_logits_and_has_the_same_options(variant, tied, tmp_path):
     model = build_model(variant, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
@@ -51,6 +58,19 @@ def test_a_loaded_model_gives_the_same_logits_and_has_the_same_options(variant, 
     assert loaded.config.gnn_config == model.config.gnn_config
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
     assert torch.equal(loaded(ids()).logits, model(ids()).logits)
+
+
+def test_numbers_that_no_checkpoint_holds_are_set_though_weights_are_built_without_memory(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    options = VARIANTS["cg_interpolate"], VARIANTS["differential"], VARIANTS["pna_vector"]
+    models = [LlamaForCausalLMWithGNN.from_pretrained(tmp_path, gnn_config=each) for each in options]
+    mixed, differential, vector = (model.model.layers[1].self_attn for model in models)
+    assert mixed.mix.sigmoid().tolist() == pytest.approx([0.3])
+    assert mixed.levels[0].latent_query.std().item() == pytest.approx(0.4, rel=0.5)
+    assert differential.graph_scale.item() == pytest.approx(0.3)
+    assert differential.gin.differential_lambda.item() == pytest.approx(0.8 - 0.6 * math.exp(-0.3))
+    assert (differential.gin.differential_norm.weight == 1).all()
+    assert vector.edges.threshold.item() == pytest.approx(0.2)
 
 
 def test_nothing_of_the_old_weights_is_left_out_or_made_up_in_loading(tmp_path):
@@ -86,7 +106,7 @@ for folder in sys.argv[1:]:
 
 def test_the_saved_folder_works_where_graft_is_absent_and_can_be_saved_again(tmp_path):
     folders = []
-    for variant in VARIANTS:
+    for variant in ("gin", "sparse", "cg_interpolate"):  # which need all files of the wing
         model, folder = build_model(variant), tmp_path / variant
         model.save_pretrained(folder)
         tokens = model.generate(ids(), max_new_tokens=5, do_sample=False)

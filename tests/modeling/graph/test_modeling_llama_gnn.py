@@ -22,6 +22,7 @@ SIZES = {
     "eos_token_id": None,
 }
 SPARSE = {"rank": 8, "num_layers": 2, "scale_first": 0.5}
+LATENT = {"tokens_per_latent": [3, 4]}
 BESIDE = {"base_attention": True, "scale": 0.5}
 VARIANTS = {
     "gin": {"output_projection": True},
@@ -40,6 +41,12 @@ VARIANTS = {
     "pna, sigmoid": {"attention": "pna", "edges": {"transform": "sigmoid", "trains_threshold": True}},
     "pna, no softmax": {"attention": "pna", "normalisation": "relu", "block_bytes": 40000},
     "pna_vector": {"attention": "pna_vector", "edges": {"threshold": 0.1}},
+    "cg": {"attention": "cg", "latent": {"tokens_per_latent": [3, 5]}},
+    "cg, beside": {"attention": "cg", "base_attention": True, "latent": {**LATENT, "num_layers": 2}},
+    "cg, one map": {"attention": "cg", "latent": {"tokens_per_latent": [2, 12], "projects": False, "skip": True}},
+    "cg_interpolate": {"attention": "cg_interpolate", "latent": {**LATENT, "projects": False}},
+    "cg_interpolate, maps": {"attention": "cg_interpolate", "latent": {**LATENT, "num_layers": 2, "skip": True}},
+    "cg_interpolate, beside": {"attention": "cg_interpolate", "base_attention": True, "latent": LATENT},
     "sparse": {"attention": "llama", "sparse": SPARSE},
     "sparse, after": {"attention": "llama", "sparse": SPARSE, "placement": "after_mlp"},
     "sparse, parallel": {"attention": "llama", "sparse": SPARSE, "placement": "parallel", "block_bytes": 1000},
@@ -70,15 +77,14 @@ VARIANTS = {
     "aggregations": {"attention": "llama", "mlp": "multi_aggregation"},
     "one layer": {"layers": [1]},
 }
+LATENTS = ["cg", "cg, beside", "cg_interpolate"]
+GRAPHS = ["gin", "gin, relu", "gin, differential", "gin, scored", "gin, beside, differential"]
 DIFFERENT = [
-    "gin",
-    "gin, relu",
-    "gin, differential",
-    "gin, scored",
-    "gin, beside, differential",
+    *GRAPHS,
     "pna",
     "pna, silu",
     "pna_vector",
+    *LATENTS,
     "sparse",
     "sparse, per head",
     "hops",
@@ -94,6 +100,8 @@ def build(variant="gin", dtype=torch.float64, **changes):
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("epsilon", "sharpening", "row_gain", "slope")):
                 parameter.uniform_(0.5, 1.5)
+            if "output.maps" in name and not parameter.any():
+                parameter.normal_(std=0.3)
     return model
 
 
@@ -142,7 +150,7 @@ def test_padding_on_either_side_and_its_content_change_no_real_logit(variant, im
                 torch.testing.assert_close(one[row, real], alone, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("cg")])
 def test_packed_documents_give_what_each_gives_alone(variant):
     model = build(variant)
     ids = tokens(1, 12)
@@ -214,11 +222,11 @@ def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(variant):
     torch.testing.assert_close(torch.stack(one.logits), torch.stack(other.logits), atol=1e-10, rtol=1e-9)
 
 
-def test_a_static_cache_is_refused_where_nodes_must_be_kept():
-    model = build("sparse")
-    cache = StaticCache(model.config, max_cache_len=24)
+@pytest.mark.parametrize("variant", ["sparse", "cg", "cg_interpolate"])
+def test_a_static_cache_is_refused_where_nodes_or_latents_must_be_kept(variant):
+    model = build(variant)
     with pytest.raises(ValueError, match="needs a dynamic cache that keeps all tokens, got a StaticLayer"):
-        model(tokens(), **cache_argument(cache))
+        model(tokens(), **cache_argument(StaticCache(model.config, max_cache_len=24)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -233,7 +241,7 @@ def test_every_parameter_gets_a_gradient(variant):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize(
-    "variant", ["gin", "gin, small blocks", "gin, beside, scored", "pna", "pna, no softmax", "sparse"]
+    "variant", ["gin", "gin, small blocks", "gin, beside, scored", "pna", "pna, no softmax", "cg", "sparse"]
 )
 def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
     model = build({**VARIANTS[variant], "mlp_dropout": 0.0}).train()
@@ -265,6 +273,8 @@ EQUAL_AT_FIRST = {
     "nothing": {"attention": "llama"},
     "gin beside": {"base_attention": True},
     "differential beside": {"base_attention": True, "differential": True, "edges": {"transform": "softplus"}},
+    "cg beside": {"attention": "cg", "base_attention": True, "latent": LATENT},
+    "cg_interpolate beside": {"attention": "cg_interpolate", "base_attention": True, "latent": LATENT},
     "scored beside": {"base_attention": True, "scores": "mlp"},
     "halfway": {"attention": "llama", "mlp": "halfway_gin", "mlp_message_scale": 0},
 }
@@ -372,6 +382,14 @@ def test_padding_between_tokens_is_refused_for_pna_with_row_and_position():
     with pytest.raises(ValueError, match="row 1 begins again at position 6"):
         build("pna")(tokens(), attention_mask=mask)
     assert build("gin")(tokens(), attention_mask=mask).logits.isfinite().all()
+
+
+def test_packed_documents_and_masks_of_other_forms_are_refused_for_latents():
+    model, positions = build("cg"), torch.tensor([[*range(5), *range(8)]])
+    with pytest.raises(ValueError, match="`position_ids` must rise by 1"):
+        model(tokens(1), position_ids=positions, use_cache=False)
+    with pytest.raises(ValueError, match=r"must be \(batch, source\), got \(1, 1, 13, 13\)"):
+        model(tokens(1), attention_mask=torch.ones(1, 1, 13, 13, dtype=torch.bool).tril())
 
 
 def test_attention_implementations_without_readable_masks_are_refused():
