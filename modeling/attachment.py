@@ -2,8 +2,8 @@
 
 All wings share one registered attention function, "graft". A served attention module gets a copied config that names
 it, and a chain of steps. A step sees what attention sees and either computes the answer or proceeds to the next one;
-the implementation that the module had before comes last. Nothing is patched: the module's class, forward and weights
-stay, and when the last step is taken out the original config object is put back.
+steps that only watch come first, the implementation that the module had before comes last. Nothing is patched: the
+module's class, forward and weights stay, and when the last step is taken out the original config object is put back.
 """
 
 import copy
@@ -31,7 +31,13 @@ class AttentionChain:
 
     def __init__(self, original: PreTrainedConfig) -> None:
         self.original = original
-        self.steps: list[AttentionStep] = []
+        self.watching: list[AttentionStep] = []
+        self.answering: list[AttentionStep] = []
+
+    @property
+    def steps(self) -> list[AttentionStep]:
+        """All of them: what one answers, those that watch have seen, whichever was put in first."""
+        return self.watching + self.answering
 
     def base(self, module: nn.Module) -> AttentionFunction:
         """What the module would call without us; looked up at each call, so `set_attn_implementation` still acts."""
@@ -42,9 +48,10 @@ class AttentionChain:
         """The attention function made of the steps from `position` on."""
 
         def rest(module: nn.Module, *args: Any, **kwargs: Any) -> AttentionOutput:
-            if position == len(self.steps):
+            steps = self.steps
+            if position == len(steps):
                 return self.base(module)(module, *args, **kwargs)
-            return self.steps[position](self.proceed(position + 1), module, *args, **kwargs)
+            return steps[position](self.proceed(position + 1), module, *args, **kwargs)
 
         return rest
 
@@ -58,8 +65,13 @@ def chained_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Attention
 AttentionInterface.register(IMPLEMENTATION, chained_attention)
 
 
-def serve(module: nn.Module, step: AttentionStep) -> Callable[[], None]:
+def serve(module: nn.Module, step: AttentionStep, watches: bool = False) -> Callable[[], None]:
     """Put `step` in front of the attention of `module`; return what takes the same step out again.
+
+    Args:
+        module: of attention.
+        step: what is to be asked.
+        watches: whether `step` always proceeds; then it is also in front of all steps that may answer.
 
     Raises:
         TypeError: the module does not dispatch its attention through its config.
@@ -77,11 +89,12 @@ def serve(module: nn.Module, step: AttentionStep) -> Callable[[], None]:
         served._attn_implementation_internal = IMPLEMENTATION
         setattr(module, _CHAIN, chain)
         module.config = served  # type: ignore[assignment]
-    chain.steps.insert(0, step)
+    steps = chain.watching if watches else chain.answering
+    steps.insert(0, step)
 
     def take_out() -> None:
-        position = next(i for i, other in enumerate(chain.steps) if other is step)
-        del chain.steps[position]
+        position = next(i for i, other in enumerate(steps) if other is step)
+        del steps[position]
         if not chain.steps:
             module.config = chain.original  # type: ignore[assignment]
             delattr(module, _CHAIN)
@@ -118,13 +131,19 @@ class Attachment:
             self.remove()
             raise
 
-    def serve(self, module: nn.Module, step: AttentionStep, hook: Callable[..., Any] | None = None) -> None:
+    def serve(
+        self,
+        module: nn.Module,
+        step: AttentionStep,
+        hook: Callable[..., Any] | None = None,
+        watches: bool = False,
+    ) -> None:
         """Put `step` in front of the attention of `module`, with `hook` as forward pre-hook, until removal.
 
         The hook is called as `hook(module, args, kwargs)` and may return new ones: it hands the step what attention
-        functions are not given, such as the layer of the cache.
+        functions are not given, such as the layer of the cache. For `watches` see the function `serve`.
         """
-        self._undo.callback(serve(module, step))
+        self._undo.callback(serve(module, step, watches))
         if hook is not None:
             self.before(module, hook)
 

@@ -1,6 +1,7 @@
 """A cache layer that wraps another: what the wings add to a generation's cache sits around the layer they find."""
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
@@ -104,3 +105,34 @@ class CacheLayerWrapper(CacheLayerMixin):
 
     def prefetch(self) -> None:
         self.inner.prefetch()
+
+
+Wrapper = TypeVar("Wrapper", bound=CacheLayerWrapper)
+
+
+def wrappers_of(layer: Any) -> Iterator[CacheLayerWrapper]:
+    """The wrappers around a cache layer, from the outermost."""
+    while isinstance(layer, CacheLayerWrapper):
+        yield layer
+        layer = layer.inner
+
+
+def innermost(layer: Any) -> Any:
+    """The cache layer inside of all its wrappers: what counts local tokens only."""
+    for wrapper in wrappers_of(layer):
+        layer = wrapper.inner
+    return layer
+
+
+def wrap_innermost(layers: list[Any], index: int, wrap: Callable[[Any], Wrapper]) -> Wrapper:
+    """Wrap the layer inside of what other wings put around `layers[index]`; return the new wrapper.
+
+    There it counts local tokens, not the positions that a memory takes.
+    """
+    wrappers = list(wrappers_of(layers[index]))
+    wrapper = wrap(innermost(layers[index]))
+    if wrappers:
+        wrappers[-1].inner = wrapper
+    else:
+        layers[index] = wrapper
+    return wrapper

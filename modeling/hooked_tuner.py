@@ -65,6 +65,8 @@ class HookedTuner(BaseTuner):
                 f"adapter a name of its own, beside {sorted(others)}. PEFT would save both in each other's file."
             )
         super().__init__(model, peft_config, adapter_name, **kwargs)
+        # A reference of our own: another method's `unload` takes the base's away.
+        self.peft_config: dict[str, Any] = self.peft_config
 
     def make_adapter(self, model: PreTrainedModel, config: Any, adapter_name: str) -> nn.Module:
         """New weights for `model`, or an error that says why it can have none."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from ..cache_layers import CacheLayerWrapper
+from ..cache_layers import CacheLayerWrapper, innermost, wrap_innermost, wrappers_of
 
 
 class NodeCacheLayer(CacheLayerWrapper):
@@ -61,7 +61,7 @@ class NodeCacheLayer(CacheLayerWrapper):
 
 
 def node_cache_layer(cache: Cache, index: int, may_slide: bool = False) -> NodeCacheLayer:
-    """The node layer of `cache` for decoder layer `index`; the layer found is wrapped when first asked for.
+    """The node layer of `cache` for decoder layer `index`; its innermost layer is wrapped when first asked for.
 
     Args:
         may_slide: whether the layer may forget all but a window of keys. The nodes of all tokens are kept.
@@ -72,11 +72,10 @@ def node_cache_layer(cache: Cache, index: int, may_slide: bool = False) -> NodeC
     """
     while cache.layer_class_to_replicate is not None and len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
-    layer: Any = cache.layers[index]
-    while isinstance(layer, CacheLayerWrapper):
-        if isinstance(layer, NodeCacheLayer):
-            return layer
-        layer = layer.inner
+    for wrapper in wrappers_of(cache.layers[index]):
+        if isinstance(wrapper, NodeCacheLayer):
+            return wrapper
+    layer = innermost(cache.layers[index])
     if not isinstance(layer, DynamicLayer) or (layer.is_sliding and not may_slide):
         raise ValueError(
             f"The sparse graph network needs a dynamic cache that keeps all tokens, got a {type(layer).__name__}."
@@ -86,5 +85,4 @@ def node_cache_layer(cache: Cache, index: int, may_slide: bool = False) -> NodeC
             f"The cache holds {layer.get_seq_length()} tokens that this model's graph layers have not seen: give a "
             "fresh cache."
         )
-    cache.layers[index] = NodeCacheLayer(cache.layers[index])
-    return cache.layers[index]  # type: ignore[return-value]
+    return wrap_innermost(cache.layers, index, NodeCacheLayer)

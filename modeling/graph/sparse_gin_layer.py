@@ -144,5 +144,5 @@ def install_sparse_gin(
         index = int(name)
         reader = SparseGINReader(adapter, index, is_active)
         attention = getattr(tappable_layers(model)[index], places.attention)
-        attachment.serve(attention, reader.read_attention, reader.make_room)
+        attachment.serve(attention, reader.read_attention, reader.make_room, watches=True)
         tap_residual(attachment, model, index, reader.update)

@@ -6,14 +6,15 @@ and ids of the open chunk and of the one before it: the encoder is conditioned o
 What it costs is constant in the length of the text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..cache_layers import CacheLayerWrapper
+from ..cache_layers import CacheLayerWrapper, innermost, wrap_innermost, wrappers_of
 from .chunk_grid import ChunkGrid
 from .neighbour_states import NeighbourStates, join_chunks
 from .padded_chunk_grid import PaddedChunkGrid
@@ -163,26 +164,15 @@ def retrieval_layers(cache: Cache, layers: Sequence[int], chunk_size: int) -> di
     known = {index: layer for index, layer in found.items() if layer is not None}
     if len(known) == len(found):
         return known
-    wrappers = {index: list(wrappers_of(cache.layers[index])) for index in layers}
-    inner: dict[int, Any] = {index: of[-1].inner if of else cache.layers[index] for index, of in wrappers.items()}
-    held = max(int(layer.get_seq_length()) for layer in inner.values())
+    held = max(int(innermost(cache.layers[index]).get_seq_length()) for index in layers)
     if known or held:
         raise ValueError(f"The cache holds {held} tokens that were not read with retrieval: give a fresh cache.")
     chunk = OpenChunk(chunk_size)
-    made = {index: RetrievalCacheLayer(inner[index], chunk, index == layers[0]) for index in layers}
-    for index, layer in made.items():
-        if wrappers[index]:
-            wrappers[index][-1].inner = layer
-        else:
-            cache.layers[index] = layer
+    made = {}
+    for index in layers:
+        wrap = partial(RetrievalCacheLayer, chunk=chunk, is_first=index == layers[0])
+        made[index] = wrap_innermost(cache.layers, index, wrap)
     return made
-
-
-def wrappers_of(layer: Any) -> Iterator[CacheLayerWrapper]:
-    """The wrappers around a cache layer, from the outermost."""
-    while isinstance(layer, CacheLayerWrapper):
-        yield layer
-        layer = layer.inner
 
 
 def _retrieval_layer(layer: Any) -> RetrievalCacheLayer | None:

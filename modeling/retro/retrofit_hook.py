@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..attachment import Attachment
-from ..cache_layers import CacheLayerWrapper
+from ..cache_layers import CacheLayerWrapper, wrappers_of
 from ..residual_tap import tap_residual, tappable_layers
 from ..transformers_compat import CACHE_ARGUMENT, cache_of, take_cache
-from .retrieval_cache import OpenChunk, RetrievalCacheLayer, retrieval_layers, wrappers_of
+from .retrieval_cache import OpenChunk, RetrievalCacheLayer, retrieval_layers
 from .retrieval_pass import begin_pass, is_packed
 from .retriever import Retriever, retrieve_completed
 from .retrofit_adapter import KEYWORD, ForwardRetrieval, RetroFitAdapter

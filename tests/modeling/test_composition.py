@@ -1,6 +1,7 @@
-"""Memory, retro-fit and LoRA on one decoder: any order of attaching, all at work at once, any order of removal."""
+"""Memory, retro-fit, sparse-GIN and LoRA on one decoder: any order of attaching, all at once, any order of removal."""
 
 import copy
+import random
 from itertools import permutations
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import graft.registration  # noqa: F401  (PEFT knows our adapters then)
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.retro.retrofit import retrofit
 from graft.modeling.retro.retrofit_config import RetroFitConfig
 from graft.modeling.unlimiformer.attach import unlimiform
@@ -29,7 +32,12 @@ SIZES = {
 }
 MEMORY = UnlimiformerConfig(window=16, keys_per_query=6)
 RETROFIT = {"chunk_size": 4, "neighbour_length": 6, "cross_attention_layers": [0, 2]}
+GRAPH = {"rank": 4, "scale_last": 0.8, "scale_first": 0.4, "adjacency": {"threshold": 0.0, "cutoff": None}}
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+
+
+ABILITIES = ("memory", "retrofit", "graph", "lora")
+ORDERS = random.Random(0).sample(list(permutations(ABILITIES)), 6)
 
 
 def build(family):
@@ -83,9 +91,14 @@ class Grafted:
         shake(parameter for name, parameter in self.model.named_parameters() if "lora" in name)
         return peft_model.eval()
 
+    def attach_graph(self):
+        peft_model = get_peft_model(self.model, SparseGINConfig(**GRAPH, task_type="CAUSAL_LM"), adapter_name="graph")
+        shake(peft_model.base_model.sparse_gin.parameters())
+        return peft_model.eval()
+
     def remove(self, name):
         handle = self.handles.pop(name)
-        if name == "lora":
+        if name in ("lora", "graph"):
             handle.unload()
         else:
             handle.remove()
@@ -104,10 +117,10 @@ def hooks_of(model):
     }
 
 
-@pytest.mark.parametrize("order", list(permutations(["memory", "retrofit", "lora"])))
+@pytest.mark.parametrize("order", ORDERS, ids=" ".join)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_removed_in_any_order_the_base_is_what_it_was_bit_for_bit(family, order):
-    for last in permutations(order):
+    for last in ORDERS:
         grafted = Grafted(family, order)
         for name in last:
             grafted.remove(name)
@@ -122,28 +135,34 @@ def test_removed_in_any_order_the_base_is_what_it_was_bit_for_bit(family, order)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
 def test_the_order_of_attaching_changes_no_logit_and_each_one_acts(family):
     document, question = random_ids(2, 40, seed=1), random_ids(2, 9, seed=2)
-    found = []
-    for order in permutations(["memory", "retrofit", "lora"]):
+    found = {True: [], False: []}  # of the two that write to the residual, the later one reads what the first wrote
+    for order in ORDERS:
         grafted = Grafted(family, order)
         with torch.no_grad():
-            found.append(grafted.model(**grafted.inputs(document, question)).logits)
-    for logits in found[1:]:
-        torch.testing.assert_close(logits, found[0], rtol=1e-10, atol=1e-10)
+            logits = grafted.model(**grafted.inputs(document, question)).logits
+        found[order.index("retrofit") < order.index("graph")].append(logits)
+    for same in found.values():
+        assert len(same) > 1
+        for each in same[1:]:
+            torch.testing.assert_close(each, same[0], rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         grafted.handles["lora"].base_model.disable_adapter_layers()
         without_lora = grafted.model(**grafted.inputs(document, question)).logits
         grafted.handles["lora"].base_model.enable_adapter_layers()
+        grafted.handles["graph"].base_model.disable_adapter_layers()
+        without_graph = grafted.model(**grafted.inputs(document, question)).logits
+        grafted.handles["graph"].base_model.enable_adapter_layers()
         memory = grafted.handles["memory"].remember(document)
         without_retrieval = grafted.model(**memory.inputs(question)).logits
         retrieving = grafted.handles["retrofit"].inputs(question, None, neighbours_of)
         without_memory = grafted.model(**retrieving).logits
-    for logits in (without_lora, without_retrieval, without_memory):
-        assert not torch.allclose(logits, found[0])
+    for logits in (without_lora, without_graph, without_retrieval, without_memory):
+        assert not any(torch.allclose(logits, other) for same in found.values() for other in same)
 
 
 @pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
 def test_generation_with_all_of_them_gives_what_one_pass_over_its_tokens_prefers(way):
-    grafted = Grafted("llama", ["retrofit", "memory", "lora"])
+    grafted = Grafted("llama", ["retrofit", "graph", "memory", "lora"])
     document, question = random_ids(2, 40, seed=1), random_ids(2, 9, seed=2)
     torch.manual_seed(0)
     options = {"max_new_tokens": 10, "output_scores": True, "return_dict_in_generate": True, "do_sample": False, **way}
@@ -163,13 +182,15 @@ def test_generation_with_all_of_them_gives_what_one_pass_over_its_tokens_prefers
 
 
 def test_one_training_step_reaches_the_adapters_and_nothing_else():
-    grafted = Grafted("llama", ["lora", "memory", "retrofit"])
+    grafted = Grafted("llama", ["lora", "memory", "retrofit", "graph"])
     for name, parameter in grafted.model.named_parameters():
         parameter.requires_grad_("lora" in name)  # `retrofit` froze them: both are to be trained
+    grafted.handles["graph"].base_model.sparse_gin.requires_grad_(True)
     ids = random_ids(2, 13, seed=3)
     retrieved = neighbours_of(ids[:, :12].unflatten(1, (3, 4)).flatten(0, 1)).unflatten(0, (2, 3))
     grafted.model.train()(ids, labels=ids, retrieved=retrieved).loss.backward()
     trained = dict(grafted.handles["retrofit"].adapter.named_parameters())
+    trained |= dict(grafted.handles["graph"].base_model.sparse_gin.named_parameters())
     trained |= {name: parameter for name, parameter in grafted.model.named_parameters() if "lora" in name}
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trained.values())
     frozen = [p for name, p in grafted.model.named_parameters() if "lora" not in name]
