@@ -54,6 +54,9 @@ class Ability(Protocol):
     columns: tuple[str, ...]
     """Columns of a dataset that batches must keep for it."""
 
+    subject: str
+    """What it is of: "unlimiformer", "retro" or "graph"; tag and citation in the card follow from it."""
+
     def training_kwargs(self, state: TrainerState) -> dict[str, Any]:
         """Keywords for the model's forward in this optimizer step."""
 
@@ -84,6 +87,7 @@ class MemoryAbility:
     """
 
     columns: tuple[str, ...] = ("memory_ids", "memory_mask")
+    subject = "unlimiformer"
 
     def __init__(self, config: UnlimiformerConfig) -> None:
         self.config = config

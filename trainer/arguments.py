@@ -1,16 +1,18 @@
 """The blocks of a run's configuration: what each option means, its type and its range.
 
 One dataclass for each block whose options are ours. `training` holds the stock fields of `Seq2SeqTrainingArguments`
-and early stopping, `generation` those of `GenerationConfig`, `memory` is an `UnlimiformerConfig`. `config_file.py`
+and early stopping, `generation` those of `GenerationConfig`, `memory` is an `UnlimiformerConfig`, `graph` a
+`GNNConfig` with one more field. `config_file.py`
 reads files and command lines into a `RunConfiguration`; `block_rules.py` checks what no block can check alone.
 """
 
 # No `from __future__ import annotations` here: it would silently switch the strict type checks off.
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from graft.configuration.configuration_gnn import GNNConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 
 Task = Literal["seq2seq", "causal"]
@@ -190,6 +192,23 @@ class AdapterArguments:
             raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
 
 
+@strict
+@dataclass
+class GraphArguments(GNNConfig):
+    """The graph layers of a Llama: every field of GNNConfig, and which parameters train.
+
+    Args:
+        train: patterns; only parameters in whose names one is found train, such as ["graph"]. None is all.
+    """
+
+    train: list[str] | None = None
+
+    def gnn_options(self) -> dict[str, Any]:
+        """The fields of GNNConfig, as JSON values."""
+        values = self.to_dict()
+        return {each.name: values[each.name] for each in fields(GNNConfig)}
+
+
 @dataclass
 class RunConfiguration:
     """All blocks of a run, checked on their own and against each other.
@@ -197,7 +216,7 @@ class RunConfiguration:
     Args:
         training: fields of `Seq2SeqTrainingArguments` by their stock names, without the two below.
         early_stopping_patience, early_stopping_threshold: of the block `training`; patience None stops nothing early.
-        memory, adapter: None where the block is absent: no memory, full weights.
+        memory, graph, adapter: None where the block is absent: no memory, the model's own layers, full weights.
         generation: fields of `GenerationConfig`.
         metrics: names, or {"name": ..., option: value}.
     """
@@ -206,6 +225,7 @@ class RunConfiguration:
     data: DataArguments
     training: dict[str, Any]
     memory: UnlimiformerConfig | None = None
+    graph: GraphArguments | None = None
     adapter: AdapterArguments | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     metrics: list[str | dict[str, Any]] = field(default_factory=list)

@@ -48,6 +48,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
         _check_training_needs,
         _check_data,
         _check_memory,
+        _check_graph,
         _check_generation,
         _check_metrics,
         _check_best_model,
@@ -104,6 +105,26 @@ def _check_memory(configuration: RunConfiguration) -> None:
         raise ConfigurationError(
             "`data.eval_views` holds 'full', which reads documents with memory, but there is no block `memory`: add "
             "it (`{}` takes the defaults), or use 'truncated' or 'context'."
+        )
+
+
+def _check_graph(configuration: RunConfiguration) -> None:
+    if configuration.graph is None:
+        return
+    if configuration.model.task != "causal":
+        raise ConfigurationError(
+            f"The block `graph` makes a Llama graph-aware: `model.task` must be 'causal', got "
+            f"{configuration.model.task!r}."
+        )
+    if configuration.memory is not None:
+        raise ConfigurationError(
+            "The blocks `graph` and `memory` exclude each other: a memory serves stock attention, which graph layers "
+            "replace; leave one out."
+        )
+    if configuration.adapter is not None:
+        raise ConfigurationError(
+            "The blocks `graph` and `adapter` exclude each other: new graph layers would be missing from the saved "
+            "adapter; name what trains in `graph.train` instead."
         )
 
 

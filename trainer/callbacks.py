@@ -10,16 +10,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from graft.atomic_files import new_file, write_text
+from graft.atomic_files import write_text
+from graft.trainer.loss_plot import plot_losses
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ class LossCurve(TrainerCallback):
     ) -> None:
         """Redraw the picture."""
         if state.is_world_process_zero:
-            draw_losses(state.log_history, state.best_global_step, output_folder(args) / PLOT_FILE)
+            plot_losses(state.log_history, output_folder(args) / PLOT_FILE, state.best_global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -162,48 +160,3 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             logger.warning("A line of %s is unreadable and was left out.", path)
     return lines
-
-
-def draw_losses(log_history: Iterable[dict[str, Any]], best_step: int | None, path: Path) -> None:
-    """Draw training loss, each view's evaluation loss and the learning rate over steps; the best step is marked."""
-    curves = loss_curves(log_history)
-    if not curves:
-        return
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # no pyplot: no display and no state of the process is touched
-    axes = figure.add_subplot()
-    for name, points in curves.items():
-        if name != "learning_rate":
-            steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, label=name, marker="." if len(points) < 40 else None, linewidth=1.3)
-    if best_step:
-        axes.axvline(best_step, color="grey", linestyle=":", label=f"best step ({best_step})")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    if rate := curves.get("learning_rate"):
-        right = axes.twinx()
-        right.plot(*zip(*rate, strict=True), color="grey", alpha=0.5, linewidth=1, label="learning rate")
-        right.set_ylabel("learning rate")
-        handles, labels = [*handles, *right.get_lines()], [*labels, "learning rate"]
-    axes.legend(handles, labels, fontsize=8)
-    with new_file(path) as unfinished, unfinished.open("wb") as file:
-        canvas.print_png(file)
-
-
-def loss_curves(log_history: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Name of a curve -> its (step, value) points, in the order in which they were logged.
-
-    A second value at one step is the final evaluation, which may have read more rows: a curve of its own.
-    """
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for entry in log_history:
-        for key, value in entry.items():
-            is_loss = key == "loss" or (key.startswith("eval_") and key.endswith("_loss")) or key == "eval_loss"
-            if is_loss or key == "learning_rate":
-                name = {"loss": "train", "learning_rate": key}.get(key, key.removesuffix("_loss").replace("_", " "))
-                if name in curves and curves[name][-1][0] == entry["step"]:
-                    name += ", final"
-                curves.setdefault(name, []).append((entry["step"], value))
-    return curves

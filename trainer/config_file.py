@@ -20,7 +20,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
-from graft.trainer.arguments import AdapterArguments, DataArguments, ModelArguments, RunConfiguration
+from graft.trainer.arguments import (
+    AdapterArguments,
+    DataArguments,
+    GraphArguments,
+    ModelArguments,
+    RunConfiguration,
+)
 from graft.trainer.block_rules import check_blocks, resolve_views
 from graft.trainer.command_line import Override, describe, fits, split_overrides, typed_value
 from graft.trainer.configuration_error import ConfigurationError
@@ -34,9 +40,10 @@ _BLOCKS: dict[str, Any] = {
     "model": ModelArguments,
     "data": DataArguments,
     "memory": UnlimiformerConfig,
+    "graph": GraphArguments,
     "adapter": AdapterArguments,
 }
-_OPTIONAL = ("memory", "adapter", "generation", "metrics")  # what `--no-block` can take away
+_OPTIONAL = ("memory", "graph", "adapter", "generation", "metrics")  # what `--no-block` can take away
 _METRICS_HINT = list[str | dict[str, Any]]
 # Stock fields that would do by another way what a block of ours does, or that must not stand in a file.
 _NOT_FOR_TRAINING = {"generation_config", "generation_max_length", "generation_num_beams", "hub_token", "local_rank"}
@@ -198,7 +205,7 @@ def _build(block: str, contents: dict[str, Any]) -> Any:
             raise ConfigurationError(f"`{block}.{field.name}` is missing: {describe(_hints(block)[field.name])}.")
     try:
         return block_class(**contents)
-    except StrictDataclassError as error:  # no ValueError; its cause is the message of our own check
+    except (StrictDataclassError, ValueError) as error:  # the first is no ValueError; its cause is our own message
         raise ConfigurationError(f"Block `{block}`: {error.__cause__ or error}") from error
 
 
@@ -219,6 +226,7 @@ def from_dict(blocks: Mapping[str, Any], origin: str = "in the configuration") -
         model=built["model"],
         data=built["data"],
         memory=built.get("memory"),
+        graph=built.get("graph"),
         adapter=built.get("adapter"),
         generation=dict(blocks.get("generation") or {}),
         metrics=list(blocks.get("metrics") or []),
@@ -269,6 +277,7 @@ def to_dict(configuration: RunConfiguration) -> dict[str, Any]:
         "data": asdict(configuration.data),
         "training": training,
         "memory": configuration.memory and asdict(configuration.memory),
+        "graph": configuration.graph and asdict(configuration.graph),
         "adapter": configuration.adapter and asdict(configuration.adapter),
         "generation": dict(configuration.generation),
         "metrics": list(configuration.metrics),

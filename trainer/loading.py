@@ -27,6 +27,7 @@ from graft.trainer.arguments import AdapterArguments, ModelArguments
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.kernel_repositories import refuse_kernel_repositories
 from graft.trainer.tokenizer_training import TRAIN, trained_tokenizer
+from graft.trainer.trainable_parameters import count_trainable_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -194,8 +195,8 @@ def _lora_targets(model: nn.Module, wanted: str | list[str] | None) -> str | lis
 
 def parameter_counts(model: Any) -> dict[str, int]:
     """How many parameters there are, and how many are trained."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return {"total": sum(size for size, _ in sizes), "trained": sum(size for size, trains in sizes if trains)}
+    trained, total = count_trainable_parameters(model)
+    return {"total": total, "trained": trained}
 
 
 def _unloadable(option: str, value: str | None, error: Exception) -> ConfigurationError:

@@ -22,14 +22,33 @@ if TYPE_CHECKING:
 
 MARKER = "<!-- graft: what you write below this line is kept when this card is written again -->"
 
-_CITATION = """@inproceedings{bertsch2023unlimiformer,
+_PICTURES = ("loss.png", "graph_parameters.png")
+
+_CITATIONS = {
+    "unlimiformer": """@inproceedings{bertsch2023unlimiformer,
   title = {Unlimiformer: Long-Range Transformers with Unlimited Length Input},
   author = {Bertsch, Amanda and Alon, Uri and Neubig, Graham and Gormley, Matthew R.},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2023},
   eprint = {2305.01625},
   archivePrefix = {arXiv}
-}"""
+}""",
+    "retro": """@inproceedings{borgeaud2022retro,
+  title = {Improving Language Models by Retrieving from Trillions of Tokens},
+  author = {Borgeaud, Sebastian and others},
+  booktitle = {International Conference on Machine Learning},
+  year = {2022},
+  eprint = {2112.04426},
+  archivePrefix = {arXiv}
+}""",
+    "graph": """@article{buehler2025graphaware,
+  title = {Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transformers},
+  author = {Buehler, Markus J.},
+  year = {2025},
+  eprint = {2501.02393},
+  archivePrefix = {arXiv}
+}""",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,7 @@ class CardFacts:
         custom_code: the folder holds code that `trust_remote_code` loads.
         memory: non-default options of the memory to attach in the snippet; None without memory, or if it is inside.
         abilities: one Markdown section each.
+        subjects: of the abilities, each a tag and a citation.
         run: heading -> text for the table of the run (command, hardware, hours, versions, ...).
     """
 
@@ -67,6 +87,7 @@ class CardFacts:
     custom_code: bool = False
     memory: Mapping[str, Any] | None = None
     abilities: Sequence[str] = ()
+    subjects: Sequence[str] = ()
     datasets: Sequence[str] = ()
     language: Sequence[str] = ()
     license: str | None = None
@@ -109,8 +130,8 @@ def model_card(facts: CardFacts) -> str:
         rows = "\n".join(f"| {name} | {value} |" for name, value in facts.run.items())
         sections.append(f"| | |\n| --- | --- |\n{rows}")
     sections += ["## Limits", _limits(facts)]
-    if facts.abilities:
-        sections += ["## Citation", f"```bibtex\n{_CITATION}\n```"]
+    if cited := [_CITATIONS[subject] for subject in facts.subjects]:
+        sections += ["## Citation", "```bibtex\n" + "\n".join(cited) + "\n```"]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -194,17 +215,18 @@ def facts_of_trainer(
         "custom_code": bool(getattr(base.config, "auto_map", None)) or own_memory,
         "memory": options[0] if options and not own_memory else None,
         "abilities": [ability.card_section() for ability in trainer.abilities],
+        "subjects": [ability.subject for ability in trainer.abilities],
         "language": [language] if language else [],
         "license": license or base_license(finetuned_from or getattr(base.config, "_name_or_path", None)),
         "tags": wanted_tags,
         "scores": scores_of(trainer.evaluations),
-        "pictures": ["loss.png"] if (output / "loss.png").is_file() else [],
+        "pictures": [name for name in _PICTURES if (output / name).is_file()],
     }
     return CardFacts(**{**known, **trainer.card})
 
 
 def _front_matter(facts: CardFacts) -> str:
-    tags = ["graft", *(["unlimiformer"] if facts.abilities else []), *(["custom_code"] if facts.custom_code else [])]
+    tags = ["graft", *facts.subjects, *(["custom_code"] if facts.custom_code else [])]
     is_local = facts.base_model is not None and Path(facts.base_model).exists()
     base = None if is_local else facts.base_model  # the Hub takes ids here and nothing else
     values = ModelCardData(

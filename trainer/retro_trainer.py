@@ -24,6 +24,7 @@ class RetrievalAbility:
     """Evaluates with neighbours, without, and with random ones; for models whose forward takes `retrieved`."""
 
     columns: tuple[str, ...] = ("retrieved",)
+    subject = "retro"
 
     def training_kwargs(self, state: TrainerState) -> dict[str, Any]:
         """Nothing: the batch brings its neighbours."""

@@ -16,11 +16,12 @@ def plan_of(prepared: Prepared) -> str:
     configuration, args = prepared.configuration, prepared.args
     counts = parameter_counts(prepared.model)
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    kind = "adapter" if configuration.adapter else "all weights" if counts["trained"] == counts["total"] else "some"
     lines = [
         f"model      {configuration.model.name or configuration.model.config} ({type(prepared.model).__name__})",
-        f"parameters {counts['total']:,}, trained {counts['trained']:,}"
-        f" ({'adapter' if configuration.adapter else 'all weights'})",
+        f"parameters {counts['total']:,}, trained {counts['trained']:,} ({kind})",
         f"memory     {configuration.memory if configuration.memory is not None else 'none'}",
+        f"graph      {configuration.graph if configuration.graph is not None else 'none'}",
         f"splits     {', '.join(f'{name}: {len(rows)} rows tried' for name, rows in prepared.splits.items())}",
         f"views      {', '.join(configuration.data.eval_views or [])}",
         f"batch      {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "

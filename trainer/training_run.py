@@ -37,6 +37,7 @@ from graft.trainer.collators import CausalEvaluationCollator, CausalTrainingColl
 from graft.trainer.config_file import to_dict
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import load_splits, prepare_evaluation, prepare_training, row_counts, rows_during_training
+from graft.trainer.graph_ability import GraphAbility, GraphPlots, train_graph, with_graph
 from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
 from graft.trainer.resuming import train_or_go_on
@@ -159,6 +160,8 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     """Load config, data, tokenizer and model, and lay the rows out; the order in which mistakes are cheapest."""
     set_seed(args.seed)
     config = load_config(configuration.model, configuration.memory, flags.trust_remote_code)
+    if configuration.graph is not None:
+        config = with_graph(config, configuration.graph)
     _check_lengths(configuration, config)
     with args.main_process_first(desc="loading the splits"):
         splits = load_splits(configuration.data)
@@ -173,6 +176,8 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     _check_equal_rows(args, [*([train] if train is not None else []), *during_training.values()])
     set_seed(args.seed)  # what was drawn so far depends on caches; weights must not
     model: Any = load_model(configuration.model, config, flags.trust_remote_code)
+    if configuration.graph is not None:
+        train_graph(model, configuration.graph)
     if configuration.adapter is not None:
         model = with_adapter(model, configuration.adapter, configuration.model)
     if getattr(args, "activation_checkpointing", getattr(args, "gradient_checkpointing", False)):
@@ -262,6 +267,9 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
     metrics = [metric_named(metric) for metric in configuration.metrics if metric not in TOKEN_METRICS]
     abilities: list[Ability] = [] if configuration.memory is None else [MemoryAbility(configuration.memory)]
     callbacks: list[TrainerCallback] = [Throughput(), LossCurve(), GenerationSamples()]
+    if configuration.graph is not None:
+        abilities.append(GraphAbility(configuration.graph, prepared.config))
+        callbacks.append(GraphPlots())
     if configuration.early_stopping_patience is not None:
         patience, threshold = configuration.early_stopping_patience, configuration.early_stopping_threshold
         callbacks.append(EarlyStoppingCallback(patience, threshold))

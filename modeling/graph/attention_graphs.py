@@ -63,7 +63,7 @@ def graph_of_call(attention: Any, call: CallOfAttention) -> AttentionGraph | Non
     gin = getattr(attention, "gin", attention)  # beside a stock attention, or alone
     if hasattr(gin, "pass_messages"):
         return _graph_of_gin(gin, attention, call)
-    if not hasattr(attention, "q_proj") or hasattr(attention, "levels"):
+    if not hasattr(attention, "q_proj") or hasattr(attention, "levels") or hasattr(attention, "cg"):  # latents
         return None
     return _graph_of_scores(attention, call)
 

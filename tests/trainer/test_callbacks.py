@@ -8,8 +8,6 @@ from graft.trainer.callbacks import (
     LossCurve,
     Throughput,
     append_json_line,
-    draw_losses,
-    loss_curves,
     read_json_lines,
 )
 
@@ -65,20 +63,3 @@ def test_samples_are_the_first_middle_and_last_row_once_each(args, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["r0", "r3", "r6"]
     assert set(lines[0]) == {"file", "id", "prediction", "references"}
-
-
-def test_losses_are_drawn_without_a_display(tmp_path):
-    history = [{"step": s, "loss": 2 / s, "learning_rate": 0.1} for s in range(1, 5)]
-    history += [{"step": 4, "eval_full_loss": 0.6, "eval_full_rouge1": 3.0}, {"step": 4, "eval_truncated_loss": 0.7}]
-    draw_losses(history, 4, tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
-    draw_losses([], None, tmp_path / "nothing.png")
-    assert not (tmp_path / "nothing.png").exists()
-
-
-def test_a_final_evaluation_at_the_last_step_stands_beside_the_curve_of_those_while_training():
-    history = [{"step": step, "loss": 2 / step, "eval_full_loss": 3 / step} for step in (1, 2)]
-    history.append({"step": 2, "eval_full_loss": 4.0})  # of all rows
-    curves = loss_curves(history)
-    assert curves == {"train": [(1, 2.0), (2, 1.0)], "eval full": [(1, 3.0), (2, 1.5)], "eval full, final": [(2, 4.0)]}
