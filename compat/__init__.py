@@ -1,0 +1,1 @@
+"""The owner's documents' own names, thin over graft's."""
