@@ -1,7 +1,7 @@
 """A small graph-aware Llama against a plain one with as many parameters, on real documentation: losses of both, what
 the graph layers learnt, and the graphs they make of a sentence. Offline, about 5 minutes on a CPU; ends in pictures.
 
-python examples/graph_language_model.py --run runs/graph --minutes 2
+python examples/graph_language_model.py --run runs/graph --minutes 3
 
 The text is docstrings of installed packages, split by source file; the tokenizer is trained from its training part.
 Both models see the same rows in the same order for the same number of steps. Minutes of training on one seed show that
@@ -95,7 +95,7 @@ def train(models: dict, rows: torch.Tensor, held_out: torch.Tensor, minutes: flo
         share = spent / (60 * minutes)
         batch = rows[torch.randint(len(rows), (BATCH,), generator=order)]
         for name, model in models.items():
-            if int(8 * share) > checked:
+            if int(4 * share) > checked:
                 losses[name]["held out"].append((step, evaluate(model, held_out[:16])))
             model.train()
             for group in optimizers[name].param_groups:
@@ -108,7 +108,7 @@ def train(models: dict, rows: torch.Tensor, held_out: torch.Tensor, minutes: flo
             optimizers[name].step()
             losses[name]["ms"].append(1e3 * (time.perf_counter() - begun))
             losses[name]["train"].append((step, loss.item()))
-        checked = max(checked, int(8 * share))
+        checked = max(checked, int(4 * share))
         step += 1
     progress.close()
     for name, model in models.items():
@@ -151,7 +151,7 @@ def draw(folder: Path, models: dict, losses: dict, tokenizer) -> Path:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/graph"))
-    parser.add_argument("--minutes", type=float, default=2.0, help="of training, both models together")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training, both models together")
     arguments = parser.parse_args(argv)
     arguments.run.mkdir(parents=True, exist_ok=True)
     texts, others = read_texts()

@@ -29,15 +29,17 @@ def inspect_graph(
         of each edge j -> i; and `page`.
 
     Raises:
-        ValueError: the text is empty, or the model has no decoder layers.
-        OSError: the model cannot be loaded.
+        ValueError: the text is empty, the model cannot be loaded, or has no decoder layers.
     """
     if max_tokens < 1:
         raise ValueError(f"`max_tokens` must be at least 1, got {max_tokens}.")
-    tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_name, trust_remote_code=trust_remote_code, use_safetensors=True
-    ).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_name, trust_remote_code=trust_remote_code, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model` {model_name!r} cannot be loaded: {error}") from error
     ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=max_tokens).input_ids
     if not text.strip() or not ids.shape[1]:
         raise ValueError("The text must hold at least one token, got none.")

@@ -12,16 +12,51 @@ from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
 
 # The classes and functions of the owner's document, and the functions of spec 3.1.
-CLASSES = """GNNConfig LlamaDecoderLayerWithGNN AggregatedLearnableAdjacencyTransformer LlamaAttention_Original
-LlamaSimpleMLP ShallowLlamaMLP GINLayer LlamaAttentionGIN LlamaAttentionPNA LlamaAttentionPNA_LM
-CausalGINLayer CausalGCNLayer CausalPNALayer CausalGNNRecombinationLayer CausalGraphNeuralNetwork CrossAttention
-LatentTransformerLayer PerceiverAR_Fixed_Token_Per_Latent CG_Attention CrossAttentionPlus LatentTransformerLayerPlus
-PerceiverAR_Fixed_Token_Per_Latent_Scaling CG_Attention_Interpolate LlamaMLP_HalfwayGIN LlamaMLP_MultiHop
-LlamaMLP_HalfwayGIN_MultiAggregation FlashAttentionKwargs LlamaModelWithGNN LlamaForCausalLMWithGNN""".split()
-FUNCTIONS = """load_model_with_pretrained_transformer freeze_except_select freeze_except_original_no_trainable_scale
-unfreeze_all count_trainable_parameters reset_threshold_parameters extract_gnn_parameters_with_labels
-plot_gnn_parameters_vertical_with_layer_connections_and_ylabels plot_loss_over_epochs
-visualize_two_adj_matrices_torch train_tokenizer_from_scratch plot_token_length_histogram""".split()
+CLASSES = [
+    "GNNConfig",
+    "LlamaDecoderLayerWithGNN",
+    "AggregatedLearnableAdjacencyTransformer",
+    "LlamaAttention_Original",
+    "LlamaSimpleMLP",
+    "ShallowLlamaMLP",
+    "GINLayer",
+    "LlamaAttentionGIN",
+    "LlamaAttentionPNA",
+    "LlamaAttentionPNA_LM",
+    "CausalGINLayer",
+    "CausalGCNLayer",
+    "CausalPNALayer",
+    "CausalGNNRecombinationLayer",
+    "CausalGraphNeuralNetwork",
+    "CrossAttention",
+    "LatentTransformerLayer",
+    "PerceiverAR_Fixed_Token_Per_Latent",
+    "CG_Attention",
+    "CrossAttentionPlus",
+    "LatentTransformerLayerPlus",
+    "PerceiverAR_Fixed_Token_Per_Latent_Scaling",
+    "CG_Attention_Interpolate",
+    "LlamaMLP_HalfwayGIN",
+    "LlamaMLP_MultiHop",
+    "LlamaMLP_HalfwayGIN_MultiAggregation",
+    "FlashAttentionKwargs",
+    "LlamaModelWithGNN",
+    "LlamaForCausalLMWithGNN",
+]
+FUNCTIONS = [
+    "load_model_with_pretrained_transformer",
+    "freeze_except_select",
+    "freeze_except_original_no_trainable_scale",
+    "unfreeze_all",
+    "count_trainable_parameters",
+    "reset_threshold_parameters",
+    "extract_gnn_parameters_with_labels",
+    "plot_gnn_parameters_vertical_with_layer_connections_and_ylabels",
+    "plot_loss_over_epochs",
+    "visualize_two_adj_matrices_torch",
+    "train_tokenizer_from_scratch",
+    "plot_token_length_histogram",
+]
 SIZES = {"vocab_size": 31, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
 
 
@@ -237,11 +272,11 @@ def test_unknown_missing_and_misshapen_weights_are_listed():
 
 
 def test_thresholds_are_reset_and_parameters_frozen_by_their_old_names():
-    model = build(
-        **GIN, attention_GIN_MLP_GIN_threshold_mode="relu", attention_GIN_MLP_GIN_learnable_threshold=True
-    )
+    model = build(**GIN, attention_GIN_MLP_GIN_threshold_mode="relu", attention_GIN_MLP_GIN_learnable_threshold=True)
     assert len(xgpt.reset_threshold_parameters(model, 0.4)) == 2
-    assert {round(r.value, 6) for r in xgpt.extract_gnn_parameters_with_labels(model) if "threshold" in r.kind} == {0.4}
+    assert {round(r.value, 6) for r in xgpt.extract_gnn_parameters_with_labels(model) if "threshold" in r.kind} == {
+        0.4
+    }
     assert xgpt.freeze_except_select(model, ["threshold"])
     assert xgpt.count_trainable_parameters(model)[0] == 2
     assert len(xgpt.unfreeze_all(model)) == len(list(model.parameters()))
