@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.models.llama.modeling_llama import LlamaAttention as LlamaAttention_Original
-from transformers.utils import TransformersKwargs as FlashAttentionKwargs
 
 from graft.compat.xgpt_weights import convert_state_dict
 from graft.configuration.configuration_gnn import GNNConfig as OurGNNConfig

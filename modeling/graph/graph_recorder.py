@@ -71,7 +71,8 @@ class GraphRecorder:
         """
         if self._thread is not None:
             raise RuntimeError("This GraphRecorder is recording already; make another for another thread.")
-        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model
+        model: Any = self.model
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
         layers = [layer for layer in getattr(decoder, "layers", []) if hasattr(layer, "self_attn")]
         if not layers:
             raise ValueError(f"`model` must be a decoder like Llama's, got a {type(self.model).__name__}.")
@@ -124,7 +125,7 @@ class GraphRecorder:
             return
         index, cache = int(attention.layer_idx), cache_of(kwargs)
         call = CallOfAttention(
-            kwargs.get("hidden_states", args[0] if args else None),
+            kwargs["hidden_states"] if "hidden_states" in kwargs else args[0],
             kwargs["position_embeddings"],
             kwargs.get("attention_mask"),
             None if cache is None else cache.layers[index],
