@@ -1,0 +1,186 @@
+"""Decoding with graph layers: milliseconds per token with a cache and without, and bytes of the cache, by length.
+
+python benchmarks/graph_decoding.py --lengths 256 1024 --variants gin pna sparse
+python benchmarks/graph_decoding.py --original PATH/Graph-Aware-Transformers --original-python ENV/bin/python
+
+Random weights; the rival is a plain Llama of the same sizes with its cache, in turn with ours. First the logits of
+cached and uncached decoding are compared. Cache bytes stand beside what the table of each variant promises. The
+original cannot decode with a cache (it crashes): with --original its uncached step is timed in its own environment.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from measuring import in_turn, keep, machine, ratio
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from graft import LlamaForCausalLMWithGNN, LlamaGNNConfig
+from graft.modeling.transformers_compat import cache_argument
+
+SIZES = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 16384,
+}
+RANK = 64
+LATENT = 32
+VARIANTS = {
+    "gin": {},
+    "gin relu": {"edges": {"transform": "relu"}},
+    "gin differential": {"differential": True},
+    "pna": {"attention": "pna"},
+    "sparse": {"attention": "llama", "sparse": {"rank": RANK}},
+    "sparse per head": {"attention": "llama", "sparse": {"rank": 8, "per_head": True}},
+    "cg": {"attention": "cg", "latent": {"tokens_per_latent": [LATENT]}},
+    "halfway gin": {"attention": "llama", "mlp": "halfway_gin"},
+}
+
+
+def promised(name: str, length: int) -> int | None:
+    """Numbers that the cache of one layer holds after `length` tokens; None where groups make it uneven."""
+    groups, heads, width, inner = 4, 8, SIZES["hidden_size"], SIZES["intermediate_size"]
+    keys = groups * width // heads
+    each = {
+        "gin": keys + width,
+        "gin relu": keys + width,
+        "gin differential": 2 * keys + width,
+        "pna": 2 * keys,
+        "sparse": 2 * keys + RANK,
+        "sparse per head": 2 * keys + heads * 8,
+        "halfway gin": 2 * keys + inner,
+        "plain": 2 * keys,
+    }
+    return each[name] * length if name in each else None
+
+
+def tensors_of(thing, seen: set[int]) -> int:
+    """Bytes of all tensors that a cache holds, each storage once."""
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        key = thing.untyped_storage().data_ptr()
+        if key in seen:
+            return 0
+        seen.add(key)
+        return thing.numel() * thing.element_size()
+    parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list | tuple) else None
+    if parts is None:
+        if type(thing).__module__.startswith(("graft", "transformers.cache_utils")):
+            parts = vars(thing).values()
+        else:
+            return 0
+    return sum(tensors_of(part, seen) for part in parts)
+
+
+def build(options: dict | None):
+    torch.manual_seed(0)
+    if options is None:
+        return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    return LlamaForCausalLMWithGNN(LlamaGNNConfig(**SIZES, gnn_config=options)).eval()
+
+
+def filled(model, ids: torch.Tensor) -> SimpleNamespace:
+    """A cache with all of `ids` in it, and a step that decodes one more token and takes it out again."""
+    cache = DynamicCache(config=model.config)
+    model(ids, **cache_argument(cache), use_cache=True)
+    after = tensors_of(cache, set())
+
+    def step() -> torch.Tensor:
+        logits = model(ids[:, -1:], **cache_argument(cache), use_cache=True).logits[:, -1]
+        cache.crop(-1)
+        return logits
+
+    return SimpleNamespace(step=step, bytes=after)
+
+
+@torch.no_grad()
+def row(name: str, length: int, rounds: int) -> dict:
+    """One variant at one length: ours cached, uncached, and the plain model cached, in turn."""
+    ids = torch.randint(0, SIZES["vocab_size"], (1, length), generator=torch.Generator().manual_seed(length))
+    longer = torch.cat([ids, ids[:, -1:]], dim=1)
+    model, plain = build(VARIANTS[name]), build(None)
+    ours, rival = filled(model, ids), filled(plain, ids)
+    torch.testing.assert_close(ours.step(), model(longer, use_cache=False).logits[:, -1], atol=1e-3, rtol=1e-3)
+    calls = {"ours": ours.step, "plain": rival.step, "uncached": lambda: model(longer, use_cache=False)}
+    times = in_turn(calls, rounds)
+    numbers = promised(name, length)
+    return {
+        "variant": name,
+        "length": length,
+        "ms cached": round(1e3 * statistics.median(times["ours"]), 2),
+        "ms uncached": round(1e3 * statistics.median(times["uncached"]), 2),
+        "ms plain cached": round(1e3 * statistics.median(times["plain"]), 2),
+        "uncached / cached": ratio(times["uncached"], times["ours"]),
+        "cached / plain": ratio(times["ours"], times["plain"]),
+        "cache bytes": ours.bytes,
+        "promised bytes": None if numbers is None else 4 * numbers * SIZES["num_hidden_layers"],
+    }
+
+
+ORIGINAL = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1] + "/src")
+import torch
+from transformers import LlamaConfig
+from xgpt import GNNConfig, LlamaForCausalLMWithGNN
+sizes, length, rounds = json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+config = LlamaConfig(**sizes, attn_implementation="eager")
+config.gnn_config = GNNConfig(use_GNN_from_attention="LlamaAttentionGIN", attention_GIN_MLP_multiplier=0.5)
+torch.manual_seed(0)
+torch.set_num_threads(int(sys.argv[5]))
+model = LlamaForCausalLMWithGNN(config).eval()
+ids = torch.randint(0, sizes["vocab_size"], (1, length + 1))
+mask, times = torch.ones_like(ids), []
+with torch.no_grad():
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        model(ids, attention_mask=mask, use_cache=False)
+        times.append(time.perf_counter() - start)
+print(json.dumps(times[1:]))
+"""
+
+
+def original_ms(arguments: argparse.Namespace, length: int) -> float:
+    """Median milliseconds of the original's GIN model over the whole text, which a token costs it."""
+    sizes = {**SIZES, "num_key_value_heads": SIZES["num_attention_heads"]}  # it crashes with fewer
+    command = [arguments.original_python, "-c", ORIGINAL, str(arguments.original), json.dumps(sizes), str(length)]
+    command += [str(arguments.rounds), str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return 1e3 * statistics.median(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--original", type=Path, help="a checkout of lamm-mit/Graph-Aware-Transformers")
+    parser.add_argument("--original-python", default=sys.executable, help="with transformers 4.46.3")
+    arguments = parser.parse_args(argv)
+    about, rows = machine(), []
+    print(about)
+    for length in arguments.lengths:
+        for name in arguments.variants:
+            found = row(name, length, arguments.rounds)
+            if arguments.original is not None and name == "gin":
+                found["ms original"] = round(original_ms(arguments, length), 2)
+            rows.append(found)
+            print(json.dumps(found), flush=True)
+    settings = {**SIZES, "rounds": arguments.rounds, "dtype": "float32", "batch": 1}
+    print("kept in", keep("graph_decoding", settings, rows, about))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
