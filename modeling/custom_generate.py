@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from .. import __version__
 from ..atomic_files import new_folder, write_text
 from .remote_code import flat_source
 
@@ -16,7 +15,7 @@ tags:
 - graft
 ---
 
-# {ability} for any model, from graft {version}
+# {ability} for any model, written by graft
 
 ```python
 model.generate(input_ids, custom_generate="REPOSITORY", trust_remote_code=True, max_new_tokens=50{example})
@@ -48,7 +47,7 @@ def write_custom_generate(folder: str | Path, ability: str) -> Path:
         raise ValueError(f"`ability` must be one of {sorted(FUNCTIONS)}, got {ability!r}.")
     module = FUNCTIONS[ability].rpartition(".")[2]
     example, description = _DESCRIPTIONS[ability]
-    card = _CARD.format(ability=ability.capitalize(), version=__version__, example=example, description=description)
+    card = _CARD.format(ability=ability.capitalize(), example=example, description=description)
     with new_folder(folder) as unfinished:
         code = unfinished / "custom_generate"
         for name, text in flat_source(FUNCTIONS[ability]).items():
