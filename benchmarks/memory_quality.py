@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from graft import Memory, UnlimiformerConfig, unlimiform
 from graft.modeling.unlimiformer.attach import Unlimited
+from graft.modeling.unlimiformer.families import key_rotations
 from graft.modeling.unlimiformer.positions import memory_positions, rotate
 
 logger = logging.getLogger(__name__)
@@ -76,11 +77,11 @@ def remember(unlimited: Unlimited, ids: torch.Tensor, arguments: argparse.Namesp
     memory = unlimited.remember(ids)
     config, model = memory.config, unlimited.model
     places = {rule: memory_positions(ids.shape[1], arguments.window, rule)[0] for rule in arguments.positions}
-    frequencies = model.model.rotary_emb.inv_freq
+    rotations = key_rotations(model)
     memories = {}
     for rule, targets in places.items():
         moves = targets - places[config.positions]
-        keys = {layer: rotate(tensor, moves, frequencies) for layer, tensor in memory.keys.items()}
+        keys = {layer: rotate(tensor, moves, rotations.get(layer)) for layer, tensor in memory.keys.items()}
         options = dataclasses.replace(config, positions=rule)
         memories[rule] = dataclasses.replace(memory, config=options, keys=keys if bool(moves.any()) else memory.keys)
     return memories

@@ -35,6 +35,8 @@ class UnlimiformerConfig:
         local_tokens: how many of the last tokens of a decoder's input stay in ordinary attention when one long input
             is given instead of a document and a question.
         sinks: first tokens of the document that a decoder always keeps, whatever their score.
+        reserve: positions that a decoder with a table of positions (GPT-2, OPT) keeps free for question and answer
+            where `window` is None.
         memory_dtype: what the memory is stored in: "float32", "bfloat16", "float16", or None for the model's dtype.
         windows_per_batch: windows read in one forward pass; "auto" picks a number that suits the device.
     """
@@ -51,12 +53,13 @@ class UnlimiformerConfig:
     positions: Literal["squeeze", "true", "origin"] = "squeeze"
     local_tokens: int = 256
     sinks: int = 0
+    reserve: int = 256
     memory_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     windows_per_batch: int | Literal["auto"] = "auto"
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        for name in ("keys_per_query", "window", "local_tokens", "windows_per_batch"):
+        for name in ("keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")

@@ -24,9 +24,9 @@ def cache_argument(cache: Cache) -> dict[str, Any]:
 
 
 def cache_of(arguments: dict[str, Any]) -> Any:
-    """The cache among keyword arguments, under either name; None if there is none."""
-    cache = arguments.get("cache")
-    return arguments.get("past_key_values") if cache is None else cache
+    """The cache among keyword arguments, under any name that models and attention modules have for it; or None."""
+    caches = (arguments.get(name) for name in ("cache", "past_key_values", "layer_past", "layer_state"))
+    return next((cache for cache in caches if cache is not None), None)
 
 
 def take_cache(arguments: dict[str, Any]) -> Any:

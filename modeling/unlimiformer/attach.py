@@ -10,23 +10,25 @@ from transformers import PreTrainedModel
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import Attachment, AttentionStep, device_of, serves
 from .attend import attend_to_memory, cross_attend_to_memory, offer_memory
-from .memory import Memory, has_scaled_positions, keys_rule, layer_range
-from .remember import folds, real_tokens, remember_decoded, remember_encoded
-from .report import AttentionReport, recording
-
-ENCODER_DECODERS = (
-    "bart",
-    "blenderbot",
-    "blenderbot-small",
-    "m2m_100",
-    "marian",
-    "mbart",
-    "pegasus",
-    "graft_unlimiformer_bart",
+from .families import (
+    attention_modules,
+    check_family,
+    decoder_family,
+    encoder_decoder_family,
+    family_name,
+    has_scaled_positions,
+    memory_layers,
+    model_shape,
+    rope_parameters,
+    trained_positions,
 )
+from .memory import Memory, keys_rule
+from .remember import folds, real_tokens, remember_decoded, remember_encoded, vocabulary_size
+from .report import AttentionReport, recording
+from .swapped_cross_attention import SwappedCrossAttention
+
 Documents = tuple[Tensor, Tensor | None]
 """Ids (documents, longest), padded on either side, and their mask or None."""
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "graft_unlimiformer_llama")
 
 
 def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tuple[list[nn.Module], AttentionStep]:
@@ -41,47 +43,39 @@ def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tup
             f"`model` must be a transformers model, got {type(model).__name__}; of a PEFT model pass "
             "`model.get_base_model()`."
         )
-    family = model.config.model_type
-    step: AttentionStep
-    if family in ENCODER_DECODERS and hasattr(model, "lm_head"):
-        attentions = [layer.encoder_attn for layer in model.get_decoder().layers]
-        heads, step = model.config.decoder_attention_heads, cross_attend_to_memory
+    check_family(model)
+    attentions = attention_modules(model)
+    step: AttentionStep = attend_to_memory
+    if model.config.is_encoder_decoder:
+        step = cross_attend_to_memory
+        if getattr(model.model if family_name(model.config) == "mvp" else None, "use_prompt", False):
+            raise ValueError("`model` puts prompts in front of its keys (`use_prompt`), which a memory does not hold.")
         if config.store == "hidden" and not folds(attentions):
             raise ValueError(
                 '`store` "hidden" folds plain linear projections, which an adapter has replaced: "keys_values" serves.'
             )
-    elif family in DECODERS and hasattr(model, "lm_head"):
-        attentions = [layer.self_attn for layer in getattr(model, model.base_model_prefix).layers]
-        heads, step = model.config.num_attention_heads, attend_to_memory
-        _check_decoder(model, config)
     else:
-        raise TypeError(
-            f"`model` is a {type(model).__name__} (model_type {family!r}), whose attention graft does not serve. "
-            f"Supported, with a language-modelling head: {', '.join((*ENCODER_DECODERS, *DECODERS))}."
-        )
-    layer_range(config, len(attentions))
+        _check_decoder(model, config)
+    memory_layers(config, model.config)
+    heads = model_shape(model.config).heads
     if config.heads is not None and max(config.heads) >= heads:
         raise ValueError(f"`heads` must lie in [0, {heads}) for this model, got {config.heads}.")
     return attentions, step
 
 
 def _check_decoder(model: PreTrainedModel, config: UnlimiformerConfig) -> None:
-    types = getattr(model.config, "layer_types", None)
-    if types is None:
-        sliding = getattr(model.config, "sliding_window", None) is not None
-        types = ["sliding_attention" if sliding else "full_attention"] * model.config.num_hidden_layers
-    if any(kind != "full_attention" for kind in types):
-        raise ValueError(
-            f"`model` has layers of type {sorted(set(types))}: memory needs full attention in all of them. Where a "
-            "model was trained with it, load it with `sliding_window=None`."
-        )
     if config.store == "hidden":
         raise ValueError('`store` "hidden" needs an encoder; a decoder keeps "keys_values".')
     if config.first_step == "window":
         raise ValueError(
             '`first_step` "window" needs an encoder; a decoder reads its "memory" from the first step on.'
         )
-    rope = getattr(model.config, "rope_parameters", None) or {}
+    if config.positions != "squeeze" and decoder_family(model.config).positions == "table":
+        raise ValueError(
+            f"`positions` {config.positions!r} moves rotary keys, and `model` has a table of positions, which its "
+            'keys hold for good: use "squeeze", which leaves them as their window made them.'
+        )
+    rope = rope_parameters(model.config)
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):
         raise ValueError(
             f"`model` changes its rotary frequencies with the length of its input (rope_type {rope['rope_type']!r}), "
@@ -90,21 +84,37 @@ def _check_decoder(model: PreTrainedModel, config: UnlimiformerConfig) -> None:
 
 
 def resolve_window(model: PreTrainedModel, config: UnlimiformerConfig) -> int:
-    """Tokens the model reads at a time: `window`, or what it was trained on; a decoder keeps half for what follows.
+    """Tokens the model reads at a time: `window`, or what it was trained on, less room for what follows in a decoder.
 
     Raises:
-        ValueError: the window is longer than the positions of the model.
+        ValueError: the window is longer than the positions of the model, or `reserve` takes all of them.
     """
-    trained = model.config.max_position_embeddings
-    if config.window is None:
-        window = trained if model.config.is_encoder_decoder else max(1, trained // 2)
-    else:
-        window = config.window
-    if window > trained and not has_scaled_positions(model.config):
+    trained = trained_positions(model.config, "encoder")
+    window = _default_window(model, config, trained) if config.window is None else config.window
+    if trained is not None and window > trained and not has_scaled_positions(model.config):
         raise ValueError(f"`window` must be at most the model's {trained} positions, got {window}.")
     if config.keys_per_query == "window" and config.sinks > window:
         raise ValueError(f"`sinks` must lie in [0, `window`], got {config.sinks} of {window}.")
     return window
+
+
+def _default_window(model: PreTrainedModel, config: UnlimiformerConfig, trained: int | None) -> int:
+    if model.config.is_encoder_decoder:
+        window = encoder_decoder_family(model.config).window
+        return min(value for value in (window, trained) if value is not None)
+    assert trained is not None  # every decoder has a length it was trained on
+    if decoder_family(model.config).positions == "rotary":
+        return max(1, trained // 2)
+    if config.reserve >= trained:
+        raise ValueError(f"`reserve` must leave some of the model's {trained} positions, got {config.reserve}.")
+    return trained - config.reserve
+
+
+def _spelt(layers: tuple[int, ...]) -> str:
+    """The layers that hold memory, in words: a range where they follow each other, else each of them."""
+    if layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layers {', '.join(map(str, layers))}"
 
 
 class Unlimited(Attachment):
@@ -116,18 +126,30 @@ class Unlimited(Attachment):
         self.config = config
         self.attentions, step = memory_attentions(model, config)
         self.window = resolve_window(model, config)
-        if any(serves(attention, step) for attention in self.attentions):
+        if any(serves(module, step) or isinstance(module, SwappedCrossAttention) for module in self.attentions):
             raise RuntimeError("`model` has a memory already: `remove()` the other attachment first.")
         with self.installing():
+            if model.config.is_encoder_decoder and encoder_decoder_family(model.config).swapped:
+                self._swap_modules()
+                return
             for attention in self.attentions:
                 self.serve(attention, step, offer_memory)
 
+    def _swap_modules(self) -> None:
+        """Put a module of ours in place of each cross-attention until removal."""
+        theirs = {id(attention) for attention in self.attentions}
+        for name, module in list(self.model.named_modules()):
+            if id(module) in theirs:
+                parent, _, child = name.rpartition(".")
+                owner = self.model.get_submodule(parent)
+                self._undo.callback(setattr, owner, child, module)
+                setattr(owner, child, SwappedCrossAttention(module))
+
     def __repr__(self) -> str:
-        first, last = layer_range(self.config, len(self.attentions))
         state = "" if self.is_attached else ", removed"
         rule = keys_rule(self.config, self.window)
-        layers = f"layers {first} to {last - 1}, window {self.window}"
-        return f"Unlimited({type(self.model).__name__}, {rule}, {layers}{state})"
+        layers = _spelt(memory_layers(self.config, self.model.config))
+        return f"Unlimited({type(self.model).__name__}, {rule}, {layers}, window {self.window}{state})"
 
     def remember(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> Memory:
         """Read documents once, in windows, without gradient.
@@ -195,10 +217,10 @@ def remember(
 ) -> Memory:
     """Read documents with a model whose attention is served."""
     window = resolve_window(model, config)
-    real = real_tokens(*documents, model.config.vocab_size)
+    real = real_tokens(*documents, vocabulary_size(model))
     if model.config.is_encoder_decoder:
         return remember_encoded(model, memory_attentions(model, config)[0], config, window, real, progress)
-    trained = model.config.max_position_embeddings
+    trained = trained_positions(model.config, "decoder") or 0
     if config.positions == "true" and int(real[1].max()) > trained and not has_scaled_positions(model.config):
         raise ValueError(
             f'`positions` "true" places {int(real[1].max())} tokens, and the model was trained on {trained}: '
@@ -219,7 +241,7 @@ def split_documents(
     Raises:
         ValueError: some rows are longer than `local_tokens` and some are not.
     """
-    ids, lengths = real_tokens(*documents, model.config.vocab_size)
+    ids, lengths = real_tokens(*documents, vocabulary_size(model))
     local = lengths.clamp(max=config.local_tokens)
     before = lengths - local
     device = device_of(model)
@@ -251,7 +273,7 @@ def unlimiform(model: PreTrainedModel, config: UnlimiformerConfig | None = None)
             answer = model.generate(**memory.inputs(question_ids), max_new_tokens=50)
 
     Args:
-        model: an encoder-decoder of the BART family, or a decoder of the Llama architecture.
+        model: with a language-modelling head, of a family in families.py: docs/memory.md lists them.
         config: the options, `UnlimiformerConfig()` by default.
 
     Raises:

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import EncoderDecoderCache
 
 from ..attachment import AttentionFunction, AttentionOutput
 from ..transformers_compat import cache_of
-from .knn_attention import knn_attention, local_attention, merge_attention
-from .memory_cache import LayerMemory, MemoryCacheLayer, memory_layer
+from .families import projections
+from .knn_attention import add_sink, knn_attention, local_attention, merge_attention
+from .memory_cache import LayerMemory, MemoryCacheLayer, memory_layer, with_softcap
 from .report import AttentionCall, QueryLayout
 
 
 class OfferedMemory(NamedTuple):
-    """What the hook found: the memory's cache layer, and the local position of the step's first token."""
+    """What was found in the cache: the memory's layer, and the local position of the step's first token."""
 
     layer: MemoryCacheLayer
     first_step: int
@@ -33,7 +35,7 @@ def offer_memory(
         return None
     layer.offer()
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    if kwargs.get("key_value_states") is not None:  # cross-attention: self-attention has counted this step already
+    if isinstance(cache, EncoderDecoderCache):  # cross-attention: self-attention has counted this step already
         past -= hidden.shape[1]
     else:
         past -= layer.shift
@@ -63,9 +65,11 @@ def attend_to_memory(
     if graft_memory is None or memory is None:
         return proceed(module, query, key, value, attention_mask, **kwargs)
     scaled = query * kwargs["scaling"]
-    dropout = kwargs.get("dropout") or 0.0
-    local = local_attention(scaled, key, value, attention_mask, dropout)
-    remembered = _read(scaled, memory, graft_memory, dropout, local_total=local[1])
+    dropout, softcap = kwargs.get("dropout") or 0.0, kwargs.get("softcap")
+    local = local_attention(scaled, key, value, attention_mask, dropout, softcap)
+    if kwargs.get("s_aux") is not None:  # gpt_oss: a learned logit of each head takes its share of the softmax
+        local = add_sink(local, kwargs["s_aux"])
+    remembered = _read(scaled, with_softcap(memory, softcap), graft_memory, dropout, local_total=local[1])
     return merge_attention(remembered, local).to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -91,16 +95,19 @@ def cross_attend_to_memory(
         rows = graft_memory.layer.rows
         grid = rows.to_grid(query).transpose(1, 2).flatten(2, 3)  # (documents, heads, repeats x target, head_dim)
         keys, values = memory.keys.to(query.dtype), memory.values.to(query.dtype)
+        if "position_bias" in kwargs:  # T5: zeros, but of the length of what stands for the memory in the cache
+            kwargs["position_bias"] = grid.new_zeros(1, grid.shape[1], grid.shape[2], keys.shape[2])
         output, weights = proceed(module, grid, keys, values, None, **kwargs)
         if grid.shape == query.shape:
             return output, weights
         output = output.view(rows.count, -1, query.shape[2], *output.shape[2:])
         return rows.from_grid(output), None
     scaled, dropout = query * kwargs["scaling"], kwargs.get("dropout") or 0.0
+    memory = with_softcap(memory, kwargs.get("softcap"))
     output = _read_hidden(module, scaled, memory, graft_memory, dropout)
     window = memory.window
     if window is not None:
-        first = _read(scaled, window, graft_memory, dropout)[0]
+        first = _read(scaled, with_softcap(window, kwargs.get("softcap")), graft_memory, dropout)[0]
         output = torch.where(_reads_window(memory, graft_memory, query), first, output)
     return output.to(query.dtype).transpose(1, 2).contiguous(), None
 
@@ -136,16 +143,20 @@ def _read_hidden(
     """
     if not memory.is_hidden:
         return _read(query, memory, offered, dropout)[0]
-    heads, head_dim = query.shape[1], query.shape[3]
-    to_key, to_value = module.k_proj, module.v_proj
-    key_weight = to_key.weight.view(heads, head_dim, -1)  # type: ignore[operator, union-attr]
-    folded = torch.einsum("bhtd,hdm->bhtm", query, key_weight)
-    summed = _read(folded, memory, offered, dropout)[0].to(query.dtype)
-    value_weight = to_value.weight.view(heads, head_dim, -1)  # type: ignore[operator, union-attr]
-    output = torch.einsum("bhtm,hdm->bhtd", summed, value_weight)
-    if to_value.bias is not None:  # type: ignore[union-attr]
-        output = output + to_value.bias.view(1, heads, 1, head_dim)  # type: ignore[operator, union-attr]
-    return output
+    to_key: Any
+    to_value: Any
+    _, to_key, to_value, _ = projections(module)
+    head_dim = query.shape[3]
+    key_weight = to_key.weight.unflatten(0, (-1, head_dim))
+    groups = key_weight.shape[0]
+    by_group = query.unflatten(1, (groups, -1))  # (batch, groups, heads of a group, target, head_dim)
+    folded = torch.einsum("bgrtd,gdm->bgrtm", by_group, key_weight).flatten(1, 2)
+    summed = _read(folded, memory, offered, dropout)[0].to(query.dtype).unflatten(1, (groups, -1))
+    value_weight = to_value.weight.unflatten(0, (groups, -1))
+    output = torch.einsum("bgrtm,gdm->bgrtd", summed, value_weight)
+    if to_value.bias is not None:
+        output = output + to_value.bias.view(groups, 1, 1, -1)
+    return output.flatten(1, 2)
 
 
 def _read(

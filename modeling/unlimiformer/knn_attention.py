@@ -23,15 +23,18 @@ they belong to (None: all keys in order) and the share of the softmax over all k
 
 @dataclass(frozen=True)
 class KeyChoice:
-    """Which keys of a memory a query may keep.
+    """Which keys of a memory a query may keep, and how their scores count.
 
     Args:
         keys_per_query: at most so many, None for all.
         sinks: the first keys of each document, kept whatever their score.
+        softcap: c of c tanh(s / c), through which the kept scores pass; it changes no order, so keys are ranked
+            without it. None for no cap.
     """
 
     keys_per_query: int | None = None
     sinks: int = 0
+    softcap: float | None = None
 
     def keeps_all(self, source: int) -> bool:
         """Whether every one of `source` keys is kept, so that attention is exact."""
@@ -48,6 +51,13 @@ def best_keys(scores: Tensor, choice: KeyChoice) -> tuple[Tensor, Tensor]:
     sinks.masked_fill_(sinks > -torch.inf, torch.inf)  # those that may be seen rank first
     ids = largest(ranking.detach(), kept)[1]
     return scores.gather(-1, ids), ids
+
+
+def cap_scores(scores: Tensor, softcap: float | None) -> Tensor:
+    """c tanh(s / c), as in Gemma 2 (arXiv 2408.00118, section 2); -inf stays."""
+    if softcap is None:
+        return scores
+    return (softcap * (scores / softcap).tanh()).masked_fill(scores == -torch.inf, -torch.inf)
 
 
 def normalise(scores: Tensor, may_be_empty: bool = True) -> tuple[Tensor, Tensor]:
@@ -103,7 +113,8 @@ def knn_attention(
             scores = scores.masked_fill(~seen, -torch.inf)
         weights, total, ids = choose_and_normalise(scores, choice, visible is not None)
         if observe is not None:
-            observe(start, weights, ids, (total - scores.logsumexp(dim=-1)).exp().nan_to_num(1.0))
+            whole = cap_scores(scores, choice.softcap).logsumexp(dim=-1)
+            observe(start, weights, ids, (total - whole).exp().nan_to_num(1.0))
         output = _sum_values(F.dropout(weights, dropout), ids, values)
         outputs.append(output)
         totals.append(total)
@@ -122,9 +133,9 @@ def choose_and_normalise(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weights (..., kept) of the kept keys, their log-sum-exp (...), and their ids, None if all are kept in order."""
     if choice.keeps_all(scores.shape[-1]):
-        return *normalise(scores, may_be_empty), None
+        return *normalise(cap_scores(scores, choice.softcap), may_be_empty), None
     best, ids = best_keys(scores, choice)
-    return *normalise(best, may_be_empty), ids
+    return *normalise(cap_scores(best, choice.softcap), may_be_empty), ids
 
 
 def _sum_values(weights: Tensor, ids: Tensor | None, values: Tensor) -> Tensor:
@@ -138,7 +149,12 @@ def _sum_values(weights: Tensor, ids: Tensor | None, values: Tensor) -> Tensor:
 
 
 def local_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ordinary causal attention that also returns its log-sum-exp, so that it can be merged with another part.
 
@@ -148,6 +164,7 @@ def local_attention(
         mask: (batch, 1 or heads, target, source), boolean with True to see or additive; (batch, longer than source)
             with 1 for real tokens; None for causal.
         dropout: probability of dropping a weight.
+        softcap: see `KeyChoice`.
 
     Returns:
         Output (batch, heads, target, head_dim) and log-sum-exp (batch, heads, target), float32 or wider.
@@ -157,6 +174,7 @@ def local_attention(
     wide = torch.promote_types(query.dtype, torch.float32)
     by_group = query.reshape(batch, groups, heads // groups * target, head_dim)
     scores = (by_group @ key.transpose(-1, -2)).to(wide).view(batch, heads, target, source)
+    scores = cap_scores(scores, softcap)
     if mask is None or mask.ndim == 2:
         causal = torch.ones(target, source, dtype=torch.bool, device=query.device).tril(source - target)
         mask = causal if mask is None else causal & mask[:, None, None, -source:].bool()
@@ -165,6 +183,18 @@ def local_attention(
     weights = F.dropout(weights, dropout).to(value.dtype)
     output = weights.view(batch, groups, -1, source) @ value
     return output.view(batch, heads, target, -1).to(wide), total
+
+
+def add_sink(part: tuple[Tensor, Tensor], logit: Tensor) -> tuple[Tensor, Tensor]:
+    """Let a learned logit join the softmax of a part with nothing to give: the weights of the keys shrink.
+
+    Args:
+        part: output (batch, heads, target, head_dim) and log-sum-exp (batch, heads, target).
+        logit: (heads,).
+    """
+    output, total = part
+    joint = torch.logaddexp(total, logit.to(total.dtype)[None, :, None])
+    return output * (total - joint).exp().unsqueeze(-1), joint
 
 
 def merge_attention(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:

@@ -12,11 +12,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, MoEModelOutput
 
 from ...atomic_files import new_folder, read_manifest, write_json, write_manifest
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..transformers_compat import cache_argument
+from .families import (
+    encoder_decoder_family,
+    encoder_width,
+    has_scaled_positions,
+    memory_layers,
+    model_shape,
+    trained_positions,
+)
 from .knn_attention import KeyChoice
 from .memory_cache import DocumentRows, LayerMemory, MemoryCacheLayer, PlaceholderLayer
 from .positions import memory_positions
@@ -170,11 +178,12 @@ class Memory:
 
     def _check_room(self, question: int, new: int) -> None:
         taken = 0 if self.is_encoder_decoder else max(map(self.positions_taken, self.documents))
-        room = self.model_config.max_position_embeddings
-        grows = has_scaled_positions(self.model_config) or self.model_config.model_type == "m2m_100"
+        room = trained_positions(self.model_config, "decoder")
+        if room is None or has_scaled_positions(self.model_config):
+            return
         # The last new token is never placed; `generate` may begin a decoder's prompt with a token of its own.
         placed = question + max(new - 1, 0) + (self.is_encoder_decoder and question > 1 and new > 0)
-        if taken + placed > room and not grows:
+        if taken + placed > room:
             prompt = "the decoder's prompt" if self.is_encoder_decoder else "`question_ids`"
             asked = f"{prompt} has {question} tokens" + (f" and `max_new_tokens` is {new}" if new else "")
             raise ValueError(
@@ -182,14 +191,14 @@ class Memory:
                 + (", or set a smaller `window`." if taken else ".")
             )
 
-    def _layer_memory(self, layer: int, first: int, last: int) -> LayerMemory | None:
-        """What layer `layer` of the model reads, with layers [first, last) in range."""
+    def _layer_memory(self, layer: int) -> LayerMemory | None:
+        """What layer `layer` of the model reads."""
         window = None
         if layer in self.window_keys:
             lengths = self.lengths.clamp(max=self.window)
             keys, values = self.window_keys[layer], self.window_values[layer]
             window = LayerMemory(keys, values, _visible(lengths, keys), KeyChoice(), is_window=True)
-        if not first <= layer < last:
+        if layer not in memory_layers(self.config, self.model_config):
             return window
         if self.hidden is not None:
             keys = values = self.hidden.unsqueeze(1)
@@ -210,21 +219,20 @@ class Memory:
     def _cross_inputs(
         self, prompt_ids: Tensor | None, prompt_mask: Tensor | None, record: AttentionReport | None
     ) -> dict[str, Any]:
-        count = self.model_config.decoder_layers
-        first, last = layer_range(self.config, count)
+        shape = model_shape(self.model_config)
         rows = DocumentRows(self.documents, len(self.lengths))
         some = self.hidden if self.hidden is not None else next(iter(self.keys.values()))
-        heads = self.model_config.decoder_attention_heads
-        placeholder = some.new_full((len(self), heads, 1, self.model_config.d_model // heads), torch.nan)
+        placeholder = some.new_full((len(self), shape.key_heads, 1, shape.head_dim), torch.nan)
         cross = DynamicCache()
-        for layer in range(count):
-            memory = self._layer_memory(layer, first, last)
+        for layer in range(shape.layers):
+            memory = self._layer_memory(layer)
             cross.layers.append(MemoryCacheLayer(PlaceholderLayer(placeholder), layer, rows, memory, record=record))
         cache = EncoderDecoderCache(DynamicCache(config=self.model_config), cross)
         # One token of NaN stands for the encoder's output: its length makes the mask, and nothing may read it.
-        states = placeholder.new_full((len(self), 1, self.model_config.d_model), torch.nan)
+        states = placeholder.new_full((len(self), 1, encoder_width(self.model_config)), torch.nan)
+        sparse = encoder_decoder_family(self.model_config).is_sparse
         inputs = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+            "encoder_outputs": (MoEModelOutput if sparse else BaseModelOutput)(last_hidden_state=states),
             "attention_mask": torch.ones(len(self), 1, dtype=torch.long, device=states.device),
             **cache_argument(cache),
         }
@@ -237,14 +245,12 @@ class Memory:
     def _self_inputs(
         self, question_ids: Tensor, question_mask: Tensor | None, record: AttentionReport | None
     ) -> dict[str, Any]:
-        count = self.model_config.num_hidden_layers
-        first, last = layer_range(self.config, count)
         taken = torch.tensor([self.positions_taken(document) for document in self.documents])
         shift = int(taken.max())
         rows = DocumentRows(self.documents, len(self.lengths))
         cache = DynamicCache(config=self.model_config)
         cache.layers = [
-            MemoryCacheLayer(inner, layer, rows, self._layer_memory(layer, first, last), shift, record)
+            MemoryCacheLayer(inner, layer, rows, self._layer_memory(layer), shift, record)
             for layer, inner in enumerate(cache.layers)
         ]
         device = question_ids.device
@@ -274,7 +280,7 @@ class Memory:
         description = {
             "config": self.config.to_dict(),
             "model_type": self.model_config.model_type,
-            "shape": model_shape(self.model_config),
+            "shape": model_shape(self.model_config)._asdict(),
             "window": self.window,
             "fingerprint": self.fingerprint,
             "documents": list(self.documents),
@@ -305,7 +311,7 @@ class Memory:
             description = json.loads((folder / DESCRIPTION_FILE).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"`folder` {folder} holds no whole memory: {error}") from error
-        shape = model_shape(model.config)
+        shape = model_shape(model.config)._asdict()
         if description["shape"] != shape:
             raise ValueError(
                 f"`folder` {folder} was made by a model with other layers: {description['shape']}, this "
@@ -358,39 +364,6 @@ def keys_rule(config: UnlimiformerConfig, window: int, source: int | None = None
     if kept is None or (source is not None and kept >= source):
         return ", ".join(["all keys", *said]) if said else "exact"
     return ", ".join([f"keys {kept} of {'n' if source is None else source}", *said])
-
-
-def layer_range(config: UnlimiformerConfig, count: int) -> tuple[int, int]:
-    """The layers [first, last) of `count` that read the memory.
-
-    Raises:
-        ValueError: the range is empty or leaves the model.
-    """
-    first = config.first_layer + (count if config.first_layer < 0 else 0)
-    last = count if config.last_layer is None else config.last_layer + (count if config.last_layer < 0 else 0)
-    if not 0 <= first < last <= count:
-        raise ValueError(
-            f"`first_layer` {config.first_layer} and `last_layer` {config.last_layer} must pick some of the {count} "
-            f"decoder layers: -{count} <= first < last <= {count}, negative numbers counting from the end."
-        )
-    return first, last
-
-
-def model_shape(model_config: PreTrainedConfig) -> dict[str, int]:
-    """What must agree for one model to read another's memory."""
-    if model_config.is_encoder_decoder:
-        names = {"layers": "decoder_layers", "heads": "decoder_attention_heads", "hidden_size": "d_model"}
-    else:
-        names = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "key_heads": "num_key_value_heads"}
-        names |= {"hidden_size": "hidden_size"}
-    shape = {name: getattr(model_config, field) for name, field in names.items()}
-    return shape | {"head_dim": getattr(model_config, "head_dim", None) or shape["hidden_size"] // shape["heads"]}
-
-
-def has_scaled_positions(model_config: PreTrainedConfig) -> bool:
-    """Whether the model's rotary embedding is stretched beyond the length it was trained on."""
-    rope = getattr(model_config, "rope_parameters", None) or {}
-    return rope.get("rope_type", "default") not in ("default",)
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

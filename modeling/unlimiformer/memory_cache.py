@@ -5,7 +5,7 @@ document and never copied: each row carries the number of its document.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -123,6 +123,11 @@ class LayerMemory:
     window: "LayerMemory | None" = None
     window_first: bool = False
     is_window: bool = False
+
+
+def with_softcap(memory: LayerMemory, softcap: float | None) -> LayerMemory:
+    """The same memory, its scores capped as the attention that reads it caps them."""
+    return memory if softcap is None else replace(memory, choice=replace(memory.choice, softcap=softcap))
 
 
 class MemoryCacheLayer(CacheLayerWrapper):

@@ -1,6 +1,7 @@
 """Reading documents into a memory: windows through an encoder or a decoder's body, once, without gradient."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers import DynamicCache, PreTrainedModel
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import device_of
 from ..transformers_compat import cache_argument
-from .memory import Memory, layer_range, model_fingerprint
+from .families import encoder_width, key_rotations, memory_layers, model_shape, projections
+from .memory import Memory, model_fingerprint
 from .positions import memory_positions, rotate
 from .windows import Window, plan_windows
 
@@ -87,6 +89,12 @@ def real_tokens(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: in
     return ids.masked_fill(torch.arange(longest, device=ids.device) >= lengths[:, None], 0), lengths.cpu()
 
 
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """How many ids the model's input embeddings know."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
 def first_window(input_ids: Tensor, attention_mask: Tensor | None, window: int) -> tuple[Tensor, Tensor | None]:
     """The first `window` real tokens of each row and their mask; rows that fit stay as they are."""
     if input_ids.shape[1] <= window:
@@ -148,15 +156,30 @@ def stored_dtype(model: PreTrainedModel, config: UnlimiformerConfig) -> torch.dt
 
 def folds(attentions: list[nn.Module]) -> bool:
     """Whether key and value projections are plain matrices, so that hidden states can stand for keys and values."""
-    return all(type(project) is nn.Linear for module in attentions for project in (module.k_proj, module.v_proj))
+    both = (projection for module in attentions for projection in projections(module)[1:3])
+    return all(type(projection) is nn.Linear for projection in both)
 
 
-def cross_projections(attention: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
+def cross_projections(attention: nn.Module, states: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """Keys and values (documents, heads, source, head_dim) that a cross-attention makes of encoder states."""
-    split: Any = (*states.shape[:-1], attention.num_heads, attention.head_dim)
-    made = attention.k_proj(states), attention.v_proj(states)  # type: ignore[operator]
-    keys, values = (projected.view(split).transpose(1, 2) for projected in made)
+    made = (projection(states) for projection in projections(attention)[1:3])
+    keys, values = (projected.unflatten(-1, (-1, head_dim)).transpose(1, 2) for projected in made)
     return keys, values
+
+
+@contextmanager
+def kept_attention_type(encoder: Any) -> Iterator[None]:
+    """BigBird's encoder exchanges its block-sparse attention for good where an input is short: put it back."""
+    layers = list(encoder.layers) if hasattr(encoder, "set_attention_type") else []
+    before = [(layer.attention_type, layer.self_attn.attention_type, layer.self_attn.self) for layer in layers]
+    kind = getattr(encoder, "attention_type", None)
+    try:
+        yield
+    finally:
+        for layer, (outer, inner, attention) in zip(layers, before, strict=True):
+            layer.attention_type, layer.self_attn.attention_type, layer.self_attn.self = outer, inner, attention
+        if layers:
+            encoder.attention_type = kind
 
 
 @torch.no_grad()
@@ -180,13 +203,14 @@ def remember_encoded(
     """
     ids, lengths = documents[0].to(device_of(model)), documents[1]
     count, longest = ids.shape
-    first, last = layer_range(config, len(attentions))
-    hidden = model.config.d_model
-    states = torch.zeros(count, longest, hidden, dtype=stored_dtype(model, config), device=ids.device)
-    first_window = torch.zeros(count, min(longest, window), hidden, dtype=model.dtype, device=ids.device)
+    layers = memory_layers(config, model.config)
+    width, head_dim = encoder_width(model.config), model_shape(model.config).head_dim
+    states = torch.zeros(count, longest, width, dtype=stored_dtype(model, config), device=ids.device)
+    first_window = torch.zeros(count, min(longest, window), width, dtype=model.dtype, device=ids.device)
     batches = plan_batches(lengths.tolist(), window, config, causal=False, device=ids.device)
     for batch, tokens in read_windows(ids, batches, progress):
-        encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
+        with kept_attention_type(model.get_encoder()):
+            encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
         check_finite(encoded, batch)
         for reading, row in zip(batch, encoded, strict=True):
             states[reading.document, reading.place] = row[reading.kept].to(states.dtype)
@@ -196,13 +220,12 @@ def remember_encoded(
     keys, values, window_keys, window_values = {}, {}, {}, {}
     windowed = config.heads is not None or config.first_step == "window"
     for layer, attention in enumerate(attentions):
-        if keeps_keys and first <= layer < last:
-            made = cross_projections(attention, states.to(first_window.dtype))
+        if keeps_keys and layer in layers:
+            made = cross_projections(attention, states.to(first_window.dtype), head_dim)
             keys[layer], values[layer] = (tensor.to(states.dtype).contiguous() for tensor in made)
-        if windowed or not first <= layer < last:
-            window_keys[layer], window_values[layer] = map(
-                Tensor.contiguous, cross_projections(attention, first_window)
-            )
+        if windowed or layer not in layers:
+            made = cross_projections(attention, first_window, head_dim)
+            window_keys[layer], window_values[layer] = map(Tensor.contiguous, made)
     hidden = None if keeps_keys else states
     return _memory(model, config, window, (ids, lengths), hidden, keys, values, window_keys, window_values)
 
@@ -221,9 +244,8 @@ def remember_decoded(
     """
     ids, lengths = documents[0].to(device_of(model)), documents[1]
     count, longest = ids.shape
-    first, last = layer_range(config, model.config.num_hidden_layers)
+    layers, rotations = memory_layers(config, model.config), key_rotations(model)
     body: Any = getattr(model, model.base_model_prefix)
-    frequencies = body.rotary_emb.inv_freq
     targets = [memory_positions(length, window, config.positions)[0] for length in lengths.tolist()]
     dtype = stored_dtype(model, config)
     keys: dict[int, Tensor] = {}
@@ -232,7 +254,7 @@ def remember_decoded(
     for batch, tokens in read_windows(ids, batches, progress):
         cache = DynamicCache(config=model.config)
         check_finite(body(input_ids=tokens, use_cache=True, **cache_argument(cache)).last_hidden_state, batch)
-        for layer in range(first, last):
+        for layer in layers:
             cached: Any = cache.layers[layer]
             new_keys, new_values = cached.keys, cached.values
             if layer not in keys:
@@ -241,7 +263,7 @@ def remember_decoded(
             for row, reading in enumerate(batch):
                 read_at = torch.arange(reading.length)[reading.kept]
                 offsets = targets[reading.document][reading.place] - read_at
-                moved = rotate(new_keys[row, :, reading.kept], offsets, frequencies)
+                moved = rotate(new_keys[row, :, reading.kept], offsets, rotations.get(layer))
                 keys[layer][reading.document, :, reading.place] = moved.to(dtype)
                 values[layer][reading.document, :, reading.place] = new_values[row, :, reading.kept].to(dtype)
     return _memory(model, config, window, (ids, lengths), None, keys, values)

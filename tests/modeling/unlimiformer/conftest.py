@@ -45,23 +45,93 @@ DECODER = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-OF_FAMILY = {
+_T5 = {"d_kv": 6, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "dropout_rate": 0.0}
+_T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
+_EXPERTS = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+_T5GEMMA = {
+    "vocab_size": 61,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+_T5GEMMA |= {
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "attention_dropout": 0.0,
+}
+_T5GEMMA |= {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 3.0, "sliding_window": 64, "dropout_rate": 0.0}
+ENCODER_DECODERS = {  # what the config of each family needs besides ENCODER_DECODER
+    **dict.fromkeys(("bart", "blenderbot", "blenderbot-small", "mbart", "pegasus", "m2m_100", "plbart", "mvp"), {}),
     "marian": {"decoder_vocab_size": 61},
+    "bigbird_pegasus": {"attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1},
+    "pegasus_x": {"num_global_tokens": 2, "block_size": 4},
+    "nllb-moe": {"num_experts": 2, "encoder_sparse_step": 2, "decoder_sparse_step": 2, "expert_capacity": 64},
+    "t5": _T5,
+    "umt5": _T5,
+    "mt5": _T5,
+    "longt5": {**_T5, "local_radius": 4, "global_block_size": 4, "encoder_attention_type": "transient-global"},
+    "switch_transformers": {**_T5, "num_experts": 2, "expert_capacity": 64, "num_sparse_encoder_layers": 1},
+    "t5gemma": {"encoder": {**_T5GEMMA, "hidden_size": 24}, "decoder": {**_T5GEMMA, "hidden_size": 32}},
+    "led": {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 4},
+    "fsmt": {"langs": ["en", "de"], "src_vocab_size": 61, "tgt_vocab_size": 61},
+}
+_HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
+_GPT = {"n_positions": 128, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 40}
+_GPT |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+_MIXED = {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 8}
+DECODERS = {  # what the config of each family needs besides DECODER
+    "llama": {},
     "mistral": {"sliding_window": None},
     "qwen2": {"use_sliding_window": False},
     "qwen3": {"use_sliding_window": False},
+    "mixtral": {"sliding_window": None, **_EXPERTS},
+    "qwen2_moe": {"use_sliding_window": False, "shared_expert_intermediate_size": 16, **_EXPERTS},
+    "qwen3_moe": {"use_sliding_window": False, **_EXPERTS},
+    "ministral": _MIXED,
+    "arcee": {},
+    "seed_oss": {},
+    "gemma": {},
+    "gemma2": {**_MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 3.0},
+    "gemma3_text": {**_MIXED, "query_pre_attn_scalar": 8},
+    "phi": {**_HALF, "qk_layernorm": True, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "phi3": {"sliding_window": None, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "stablelm": {**_HALF, "qk_layernorm": True},
+    "nemotron": _HALF,
+    "starcoder2": {"sliding_window": None, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": _MIXED,
+    "granite": {"attention_multiplier": 0.7},
+    "gpt_oss": {**_MIXED, **_EXPERTS},
+    "cohere": {},
+    "cohere2": _MIXED,
+    "glm": _HALF,
+    "glm4": _HALF,
+    "helium": {},
+    "ernie4_5": {},
+    "exaone4": _MIXED,
+    "smollm3": {"no_rope_layers": [1, 0, 1], "use_sliding_window": False},
+    "gpt_neox": {**_HALF, "attention_bias": True, "hidden_dropout": 0.0},
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "codegen": {**_GPT, "rotary_dim": 4},
+    "gpt2": _GPT,
+    "gpt_bigcode": _GPT,
+    "opt": {"ffn_dim": 40, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
 }
-DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def build_model(family, seed=0, dtype=torch.float32, **options):
     """A model of `family` in eval mode; `options` go to its config. Biases are random, so that none goes unnoticed."""
     torch.manual_seed(seed)
     is_decoder = family in DECODERS
-    config = AutoConfig.for_model(
-        family, **{**(DECODER if is_decoder else ENCODER_DECODER), **OF_FAMILY.get(family, {}), **options}
-    )
+    sizes = DECODER | DECODERS[family] if is_decoder else ENCODER_DECODER | ENCODER_DECODERS[family]
+    config = AutoConfig.for_model(family, **{**sizes, **options})
     model = (AutoModelForCausalLM if is_decoder else AutoModelForSeq2SeqLM).from_config(config)
+    if "num_experts" in vars(config) or "num_local_experts" in vars(config):
+        model.set_experts_implementation("eager")  # the others have no float64
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -107,4 +177,11 @@ def naive_kept(length, window, overlap, causal):
 @pytest.fixture
 def tiny():
     """The functions above, for test files cannot import from here."""
-    return SimpleNamespace(model=build_model, ids=random_ids, pad=pad, kept=naive_kept)
+    return SimpleNamespace(
+        model=build_model,
+        ids=random_ids,
+        pad=pad,
+        kept=naive_kept,
+        decoders=DECODERS,
+        encoder_decoders=ENCODER_DECODERS,
+    )
