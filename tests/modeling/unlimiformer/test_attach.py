@@ -101,11 +101,11 @@ def test_installing_that_fails_half_way_gives_the_model_back(tiny, family, monke
     before = everything(model, tiny)
     real, served = attachment.serve, []
 
-    def failing(module, step):
+    def failing(module, step, watches=False):
         if len(served) == 1:
             raise OSError("the second module refuses")
         served.append(module)
-        return real(module, step)
+        return real(module, step, watches)
 
     monkeypatch.setattr(attachment, "serve", failing)
     with pytest.raises(OSError, match="the second module refuses"):
