@@ -10,6 +10,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graft.retrieval.corpus.executors import Executor
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--index-memory", default="16G", help="budget of an index that is not exact, such as 500M")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of the embedder")
     parser.add_argument("--device", help="of the embedder, such as cuda; default: the CPU")
-    parser.add_argument("--workers", type=int, help="threads; default: the cores")
+    parser.add_argument("--workers", type=int, help="threads, processes or actors; default: the cores")
+    parser.add_argument(
+        "--executor", choices=("threads", "local", "ray"), default="threads", help="local: processes; ray: actors"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin anew instead of going on")
     return parser.parse_args(argv)
 
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chunks = ChunkSettings(given.chunk_size, given.shard_chunks, max_chunks=given.max_chunks)
         sizes = {"num_neighbours": given.neighbours, "sequence_length": given.sequence_length, "pack": given.pack}
         index = {"index": given.index, "index_memory": given.index_memory}
-        settings = PreparationSettings(chunks, **sizes, **index, workers=given.workers)
+        settings = PreparationSettings(chunks, **sizes, **index, workers=_workers(given))
         encoder = given.embedder or minilm_folder()
         embedder = ChunkEmbedder(encoder, settings=EmbedderSettings(given.pooling), device=given.device)
         tokenizer = given.tokenizer or embedder.tokenizer
@@ -67,6 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logger.info("%d chunks and their neighbours are in %s", len(corpus), given.output)
     return 0
+
+
+def _workers(given: argparse.Namespace) -> int | Executor | None:
+    if given.executor == "local":
+        from graft.retrieval.corpus.executors import LocalExecutor
+
+        return LocalExecutor(given.workers)
+    if given.executor == "ray":
+        from graft.retrieval.corpus.ray_executor import RayExecutor
+
+        return RayExecutor(given.workers or 2)
+    workers: int | None = given.workers
+    return workers
 
 
 if __name__ == "__main__":

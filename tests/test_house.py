@@ -19,6 +19,7 @@ import graft
 
 ROOT = Path(__file__).parents[1]
 NOT_OURS = {"tests", "build", "dist"}  # besides hidden folders
+OWNERS_NAME = "diablogpt_pytorch"  # compat/diablogpt_pytorch is installed under its own name
 
 # Who may import whom, by folder; everyone may import its own folder.
 MAY_IMPORT = {
@@ -64,7 +65,10 @@ def package_folders() -> dict[str, Path]:
         folders[:] = sorted(name for name in folders if name not in NOT_OURS and not name.startswith("."))
         if "__init__.py" in files:
             folder = Path(here).relative_to(ROOT)
-            found[".".join(("graft", *folder.parts)).replace("graft.src.graft", "graft")] = folder
+            name = ".".join(("graft", *folder.parts))
+            found[name.replace("graft.src.graft", "graft").replace(f"graft.compat.{OWNERS_NAME}", OWNERS_NAME)] = (
+                folder
+            )
     return found
 
 
@@ -99,6 +103,8 @@ def imports(name: str) -> Iterator[tuple[str, ast.AST]]:
 
 
 def folder_of(name: str) -> str:
+    if name.partition(".")[0] == OWNERS_NAME:
+        return "compat"
     return name.split(".")[1] if "." in name else ""
 
 

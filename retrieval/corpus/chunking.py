@@ -200,7 +200,7 @@ def _tokenized(
         texts = [document.text for document in batch if document.text is not None]
         ids = iter(encode_batch(tokenizer, texts, settings.add_special_tokens))
         for document in batch:
-            yield document, None if document.text is None else next(ids)
+            yield document, document.ids if document.text is None else next(ids)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[Sequence[Document]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pyarrow.parquet as pq
 
 Errors = Literal["strict", "replace", "skip"]
@@ -17,10 +18,14 @@ ERRORS = ("strict", "replace", "skip")
 
 @dataclass(frozen=True)
 class Document:
-    """A named text; `text` is None if it could not be decoded and is to be counted as skipped."""
+    """A named text; `text` is None if it could not be decoded and is to be counted as skipped.
+
+    A source that knows the tokens already gives them as `ids`, and no text.
+    """
 
     name: str
     text: str | None
+    ids: np.ndarray | None = None
 
 
 class DocumentSource(Protocol):

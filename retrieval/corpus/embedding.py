@@ -9,27 +9,28 @@ import numpy as np
 
 from .corpus import Corpus
 from .embedder import ChunkEmbedder
+from .executors import Executor, executor_and_threads
 from .stage import run_shards
-from .threads import default_workers
 
 
 def embed_corpus(
-    folder: str | Path, embedder: ChunkEmbedder, workers: int | None = None, overwrite: bool = False
+    folder: str | Path, embedder: ChunkEmbedder, workers: int | Executor | None = None, overwrite: bool = False
 ) -> Corpus:
     """Embed every chunk of a corpus; go on where an interrupted run stopped.
 
     Args:
         folder: of a tokenized corpus.
         embedder: the same must embed what is looked up later; its weights' hash is recorded.
-        workers: threads; by default the cores. Their number changes no byte.
+        workers: threads, by default the cores; or an executor. Neither changes a byte.
         overwrite: begin anew; neighbours found with the old vectors go.
 
     Raises:
         ValueError: `embedder` differs from the recorded one.
         CorpusError: the corpus is damaged or not tokenized.
     """
-    compute = partial(embed_shard, embedder=embedder, workers=workers or default_workers())
-    return run_shards(folder, "embed", embedder.identity(), compute, 2 * embedder.width, overwrite)
+    executor, threads = executor_and_threads(workers)
+    compute = partial(embed_shard, embedder=embedder, workers=threads)
+    return run_shards(folder, "embed", embedder.identity(), compute, 2 * embedder.width, executor, overwrite)
 
 
 def embed_shard(

@@ -13,12 +13,12 @@ import numpy as np
 
 from ..datastore import Datastore
 from .corpus import Corpus
+from .executors import Executor, executor_and_threads
 from .indexing import indexed_neighbours, open_index
 from .manifest import CorpusError, fingerprint
 from .neighbour_search import exact_neighbours
 from .overlap import shared_ngrams, without_near_duplicates
 from .stage import run_shards
-from .threads import default_workers
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def find_neighbours(
     database: Corpus | None = None,
     index: Literal["exact", "stored"] = "exact",
     max_overlap: float | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
     overwrite: bool = False,
 ) -> Corpus:
     """Store the nearest chunks of each chunk, nearest first; go on where an interrupted run stopped.
@@ -44,7 +44,7 @@ def find_neighbours(
         index: "exact" measures every pair; "stored" asks the index that `build_index` made, which is approximate.
         max_overlap: leave out near-duplicates, neighbours that share more than this of their 8-grams with the chunk;
             four times as many are searched, and rows that still come short end with -1.
-        workers: threads; by default the cores. Their number changes no byte.
+        workers: threads, by default the cores; or an executor. Neither changes a byte.
         overwrite: search again.
 
     Raises:
@@ -68,9 +68,10 @@ def find_neighbours(
         settings["database"] = {"name": str(database.folder), **database_identity(database)}
     else:
         _warn_of_few(corpus, num_neighbours)
-    search = NeighbourSearch(num_neighbours, database, store, max_overlap, workers or default_workers())
+    executor, threads = executor_and_threads(workers)
+    search = NeighbourSearch(num_neighbours, database, store, max_overlap, threads)
     compute = partial(neighbours_of_shard, search=search)
-    return run_shards(folder, "neighbours", settings, compute, num_neighbours * (4 + 2), overwrite)
+    return run_shards(folder, "neighbours", settings, compute, num_neighbours * (4 + 2), executor, overwrite)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .disk_space import corpus_bytes, format_bytes, parse_bytes, require_space
 from .document_sources import DocumentSource
 from .embedder import ChunkEmbedder
 from .embedding import embed_corpus
+from .executors import Executor, executor_and_threads
 from .index_choice import IndexChoice, choose_index
 from .indexing import build_index
 from .manifest import Manifest
@@ -38,7 +39,7 @@ class PreparationSettings:
         num_neighbours: stored per chunk; a few more than training uses leave a choice.
         sequence_length: tokens of a training row, a multiple of the chunk size.
         pack: "multi" lets documents share a row, "document" does not.
-        workers: threads; by default the cores.
+        workers: threads, by default the cores; or an executor, such as `LocalExecutor(4)` or `RayExecutor(16)`.
         index: "exact" measures every pair of chunks; "auto" takes the most exact index that fits the budget, which is
             exact up to 50,000 chunks; or a kind that `choose_index` knows.
         index_memory: budget of the index, such as "500M".
@@ -48,7 +49,7 @@ class PreparationSettings:
     num_neighbours: int = 4
     sequence_length: int = 2048
     pack: Pack = "multi"
-    workers: int | None = None
+    workers: int | Executor | None = None
     index: str = "exact"
     index_memory: str | int = "16G"
 
@@ -59,8 +60,7 @@ class PreparationSettings:
         chunks_per_row(self.sequence_length, self.chunks.chunk_size)
         if self.num_neighbours < 1:
             raise ValueError(f"`num_neighbours` must be at least 1, got {self.num_neighbours}.")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"`workers` must be at least 1, got {self.workers}.")
+        executor_and_threads(self.workers)
 
 
 def prepare_corpus(

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from .corpus import Corpus
 from .corpus_lock import corpus_lock
 from .disk_space import require_space
+from .executors import Executor, InProcess, Shard, ShardFunction, ShardResult
 from .manifest import STAGES, Manifest
 
 logger = logging.getLogger(__name__)
-
-ShardFunction = Callable[[Corpus, int, int], Mapping[str, np.ndarray]]
-"""(corpus, first chunk, end) to arrays by file suffix; the same call gives the same bytes, whoever makes it."""
 
 FOLDERS = {"embed": "embeddings", "neighbours": "neighbours"}
 
@@ -30,6 +27,7 @@ def run_shards(
     settings: Mapping[str, Any],
     compute: ShardFunction,
     chunk_bytes: int,
+    executor: Executor | None = None,
     overwrite: bool = False,
 ) -> Corpus:
     """Run `compute` for each shard that the manifest does not list yet.
@@ -40,6 +38,7 @@ def run_shards(
         settings: recorded; must equal those of a run begun before.
         compute: makes the arrays of one shard.
         chunk_bytes: that a chunk takes on disk, for the check of space.
+        executor: calls `compute`; by default this process.
         overwrite: begin anew; what was made from the old result goes.
 
     Raises:
@@ -55,7 +54,8 @@ def run_shards(
         else:
             pending = _missing_shards(manifest, stage, corpus)
             require_space(folder, chunk_bytes * sum(end - start for _, start, end in pending))
-            _run_pending(manifest, corpus, stage, compute, pending)
+            work = (executor or InProcess()).run(corpus, compute, pending)
+            _store_shards(manifest, stage, corpus.num_chunks, pending, work)
             corpus = Corpus(folder)
         manifest.remove_leftovers()
     return corpus
@@ -92,21 +92,22 @@ def complete_stage(manifest: Manifest, stage: str) -> None:
     manifest.write()
 
 
-def _missing_shards(manifest: Manifest, stage: str, corpus: Corpus) -> list[tuple[int, int, int]]:
+def _missing_shards(manifest: Manifest, stage: str, corpus: Corpus) -> list[Shard]:
     done = {name.split("/")[-1].split(".")[0] for name in manifest.files_of(stage)}
     return [(n, start, end) for n, (start, end) in enumerate(corpus.shards) if f"{n:05d}" not in done]
 
 
-def _run_pending(
-    manifest: Manifest, corpus: Corpus, stage: str, compute: ShardFunction, pending: list[tuple[int, int, int]]
+def _store_shards(
+    manifest: Manifest, stage: str, num_chunks: int, pending: list[Shard], results: Iterator[ShardResult]
 ) -> None:
+    """Write what comes, shard by shard, and note each one."""
     todo = sum(end - start for _, start, end in pending)
-    done, began = corpus.num_chunks - todo, time.monotonic()
+    began = time.monotonic()
     with tqdm(
-        desc=stage, total=corpus.num_chunks, initial=done, unit="chunk", unit_scale=True, disable=None
+        desc=stage, total=num_chunks, initial=num_chunks - todo, unit="chunk", unit_scale=True, disable=None
     ) as progress:
-        for number, start, end in pending:
-            for suffix, array in compute(corpus, start, end).items():
+        for (number, start, end), arrays in results:
+            for suffix, array in arrays.items():
                 manifest.store(stage, f"{FOLDERS[stage]}/{number:05d}{suffix}", array)
             manifest.write()
             progress.update(end - start)

@@ -1,0 +1,104 @@
+"""Whoever computes a shard, the files get the same bytes, also if a worker is killed meanwhile."""
+
+import importlib
+import os
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.strategies import data, integers
+
+from graft.retrieval.corpus.document_sources import TextFolder
+from graft.retrieval.corpus.embedding import embed_corpus
+from graft.retrieval.corpus.executors import InOrder, InProcess, LocalExecutor, executor_and_threads
+from graft.retrieval.corpus.neighbours import find_neighbours
+
+EXECUTORS = [
+    "local",
+    pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")),
+]
+
+
+def make(kind):
+    if kind == "local":
+        return LocalExecutor(2)
+    from graft.retrieval.corpus.ray_executor import RayExecutor
+
+    return RayExecutor(2)
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """The functions of dying_shards.py, importable in workers too."""
+    folder = str(Path(__file__).parent)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]))
+    return importlib.import_module("dying_shards")
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_executors_give_the_bytes_of_one_process(kind, tmp_path, build, embedder, text_folder, digests):
+    folders = {name: tmp_path / name for name in ("here", "elsewhere")}
+    for name, folder in folders.items():
+        build(folder, source=TextFolder(text_folder), until="tokenize")
+        workers = 1 if name == "here" else make(kind)
+        assert len(embed_corpus(folder, embedder, workers).shards) > 2
+        find_neighbours(folder, 3, workers=workers)
+    assert digests(folders["here"]) == digests(folders["elsewhere"])
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_a_worker_killed_in_the_middle_is_replaced(kind, tmp_path, corpus, functions):
+    mark = tmp_path / "killed"
+    assert corpus.shards[2][0] == 16
+    shards = [(number, start, end) for number, (start, end) in enumerate(corpus.shards)]
+    results = list(make(kind).run(corpus, partial(functions.dies_once, mark=mark), shards))
+    assert mark.exists()
+    assert [shard for shard, _ in results] == shards
+    joined = np.concatenate([arrays[".npy"] for _, arrays in results])
+    assert (joined == corpus.tokens.between(0, len(corpus))).all()
+
+
+def test_failures_and_many_deaths_end_the_stage(corpus, functions):
+    shards = [(0, 0, 8), (1, 8, 16)]
+    with pytest.raises(RuntimeError, match=r"a worker failed at chunks .*KeyError: 'nothing at 0'"):
+        list(LocalExecutor(1).run(corpus, functions.fails, shards))
+    with pytest.raises(RuntimeError, match="2 workers died"):
+        list(LocalExecutor(1, most_deaths=1).run(corpus, functions.dies, shards))
+
+
+@given(count=integers(0, 9), ahead=integers(1, 4), choices=data())
+def test_results_are_handed_on_in_order_and_few_are_held(count, ahead, choices):
+    shards = [(n, n, n + 1) for n in range(count)]
+    order, running, handed = InOrder(shards, ahead), [], []
+    while order.expected:
+        while (shard := order.next()) is not None:
+            running.append(shard)
+        assert len(running) + len(order.done) <= ahead
+        taken = running.pop(choices.draw(integers(0, len(running) - 1)))
+        if choices.draw(integers(0, 3)) == 0:
+            order.give_back(taken)
+            continue
+        handed += [shard for shard, _ in order.finish(taken, {})]
+    assert handed == shards
+
+
+def test_workers_are_threads_or_an_executor():
+    executor, threads = executor_and_threads(3)
+    assert (type(executor), threads) == (InProcess, 3)
+    local = LocalExecutor(2)
+    assert executor_and_threads(local) == (local, 1)
+    for make_it in (lambda: executor_and_threads(0), lambda: LocalExecutor(0)):
+        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+            make_it()
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
+def test_without_ray_its_executor_says_what_to_install():
+    from graft.retrieval.corpus.ray_executor import RayExecutor
+
+    with pytest.raises(ImportError, match=r"pip install graft-transformers\[ray\]"):
+        RayExecutor()
