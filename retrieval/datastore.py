@@ -20,6 +20,7 @@ from .faiss_indexes import (
     import_faiss,
     new_index,
     one_faiss_thread,
+    read_index,
     search_index,
 )
 
@@ -69,6 +70,7 @@ class Datastore:
         self.index: Any = None
         self._blocks: list[Tensor] = []
         self._ids = np.empty(0, dtype=np.int64)
+        self._mapped_from: Path | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -119,9 +121,11 @@ class Datastore:
             ids: (count,) larger than all there are and ascending; by default the numbers go on.
 
         Raises:
-            ValueError: a wrong shape, or ids that do not ascend.
+            ValueError: a wrong shape, ids that do not ascend, or a store that is mapped.
         """
         self._check(vectors)
+        if self._mapped_from is not None:
+            raise ValueError(f"{self} is mapped from {self._mapped_from} and cannot grow; load it with mapped=False.")
         if ids is None:
             first = int(self._ids[-1]) + 1 if len(self) else 0
             ids = np.arange(first, first + len(vectors))
@@ -224,8 +228,14 @@ class Datastore:
             write_manifest(temporary, {**details, "count": len(self)})
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Datastore:
-        """Read a store that `save` wrote, after checking its files; ValueError if one is damaged."""
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", mapped: bool = False) -> Datastore:
+        """Read a store that `save` wrote, after checking its files; ValueError if one is damaged.
+
+        Args:
+            folder: where it lies.
+            device: of an exact store.
+            mapped: leave faiss's inverted lists in the file, which processes then share; such a store cannot grow.
+        """
         details = read_manifest(folder)
         store = cls(details["dim"], details["kind"], details["metric"], device, **details["parameters"])
         ids = np.load(Path(folder) / "ids.npy")
@@ -233,8 +243,15 @@ class Datastore:
             if len(ids):
                 store.add(torch.from_numpy(np.load(Path(folder) / "vectors.npy")), ids)
         elif (path := Path(folder) / "index.faiss").exists():
-            store.index, store._ids = import_faiss().read_index(str(path)), ids
+            store.index, store._ids = read_index(path, mapped), ids
+            store._mapped_from = Path(folder) if mapped else None
         return store
+
+    def __reduce__(self) -> Any:
+        """A mapped store travels to other processes as the name of its folder."""
+        if self._mapped_from is None:
+            return super().__reduce__()
+        return Datastore.load, (self._mapped_from, "cpu", True)
 
     def _check(self, vectors: Tensor) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:

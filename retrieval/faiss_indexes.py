@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,12 @@ def new_index(factory: str, dim: int, metric: str) -> Any:
         return faiss.index_factory(dim, factory, _metric(metric))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"faiss refuses the index {factory!r} for dimension {dim}: {error}") from error
+
+
+def read_index(path: Path, mapped: bool) -> Any:
+    """The index in a file; with `mapped` its inverted lists stay there, read-only."""
+    faiss = import_faiss()
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
 
 
 def is_inverted(index: Any) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..datastore import Datastore
+from ..engines.vector_engine import Metric, VectorEngine
 from .corpus import Corpus
 from .corpus_lock import corpus_lock
 from .disk_space import require_space
@@ -62,18 +63,35 @@ def build_index(folder: str | Path, choice: IndexChoice, overwrite: bool = False
 
 
 def open_index(corpus: Corpus) -> Datastore:
-    """The index of a corpus, checked byte for byte.
+    """The index of a corpus, checked byte for byte, its inverted lists mapped from the file.
 
     Raises:
         CorpusError: there is none, or documents were appended since.
     """
     corpus.manifest.require("index")
-    store = Datastore.load(corpus.folder / "index")
+    store = Datastore.load(corpus.folder / "index", mapped=True)
     if len(store) != corpus.num_chunks:
         raise CorpusError(
             f"the index of {corpus.folder} has {len(store)} of {corpus.num_chunks} chunks; build it again."
         )
     return store
+
+
+def send_embeddings(corpus: Corpus, engine: VectorEngine, metric: Metric = "l2") -> None:
+    """Put all embeddings of a corpus into an engine, by chunk number; chunks without text are left out.
+
+    Args:
+        corpus: embedded.
+        engine: what it holds under its name goes.
+        metric: "inner_product" gives the same order for vectors of length 1.
+    """
+    corpus.manifest.require("embed")
+    engine.create(corpus.embeddings.shape[1], metric)
+    for start, block in corpus.embeddings.blocks(2**16):
+        real = np.flatnonzero(block.any(1))
+        engine.add(start + real, block[real].astype(np.float32))
+    engine.flush()
+    logger.info("%s: %d of %d chunks are in %s", corpus.folder, engine.count(), len(corpus), engine)
 
 
 def indexed_neighbours(

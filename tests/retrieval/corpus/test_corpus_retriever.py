@@ -2,9 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from graft.retrieval.corpus.corpus import Corpus
 from graft.retrieval.corpus.corpus_retriever import CorpusRetriever, embedder_of
 from graft.retrieval.corpus.embedder import ChunkEmbedder, EmbedderSettings
 from graft.retrieval.corpus.embedding import embed_chunks
+from graft.retrieval.corpus.index_choice import IndexChoice
+from graft.retrieval.corpus.indexing import build_index, send_embeddings
+from graft.retrieval.engines.faiss_engine import FaissEngine
 
 
 def chunk_ids(corpus, *chunks):
@@ -47,6 +51,27 @@ def test_documents_are_excluded_by_number_and_by_name(corpus, embedder):
         CorpusRetriever(corpus, embedder, exclude_documents=["nobody"])
     with pytest.raises(KeyError, match=r"has documents 0 \.\.\. \d+, got 999"):
         CorpusRetriever(corpus, embedder, exclude_documents=[999])
+
+
+def test_an_engine_and_a_stored_index_that_hold_all_find_what_measuring_every_chunk_finds(tmp_path, build, embedder):
+    pytest.importorskip("faiss")
+    texts = [" ".join(f"w{(7 * n + 3 * d * d) % 200}" for d in range(60)) for n in range(9)]
+    corpus = build(tmp_path / "corpus", texts, until="embed")
+    engine = FaissEngine(tmp_path / "engine")
+    send_embeddings(corpus, engine)
+    build_index(corpus.folder, IndexChoice("ivf_flat", len(corpus), 0, "a test", {"nlist": 1}))
+    corpus = Corpus(corpus.folder)
+    chunks = torch.randint(4, 204, (6, 8))
+    for excluded in ([], [1], [0, 3, 4, 5, 6, 7, 8]):
+        expected = CorpusRetriever(corpus, embedder, 3, exclude_documents=excluded).search(chunks)
+        for index in (engine, "stored"):
+            retriever = CorpusRetriever(corpus, embedder, 3, exclude_documents=excluded, index=index)
+            ids, distances = retriever.search(chunks)
+            assert ids.tolist() == expected[0].tolist()
+            np.testing.assert_allclose(distances, expected[1], rtol=1e-12)
+            assert ("FaissEngine" if index is engine else "ivf_flat") in repr(retriever)
+    with pytest.raises(ValueError, match='`index` must be "exact", "stored" or an engine, got \'flat\''):
+        CorpusRetriever(corpus, embedder, index="flat")
 
 
 def test_what_is_missing_is_all_padding(tmp_path, build, embedder):
