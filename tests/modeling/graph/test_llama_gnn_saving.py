@@ -31,6 +31,18 @@ VARIANTS = {
     "cg": {"attention": "cg", "latent": {"tokens_per_latent": [2, 4]}},
     "cg_interpolate": {"attention": "cg_interpolate", "latent": {"tokens_per_latent": [3], "mix": 0.3}},
     "sparse": {"attention": "llama", "sparse": {"rank": 6, "num_layers": 2, "scale_first": 0.4}, "layers": [1]},
+    "heads": {
+        "attention": "llama",
+        "sparse": {"rank": 6, "per_head": True, "mixes_heads": True, "activation": "prelu", "scale_first": 0.4},
+        "adjacency": {"normalises_rows": True},
+    },
+    "learned": {
+        "attention": "llama",
+        "sparse": {"rank": 6, "layer": "pna", "towers": 2, "scale_first": 0.4},
+        "adjacency": {"combine": "learned", "learned_width": 5, "cutoff": None, "sharpness": None},
+    },
+    "hops": {"attention": "llama", "mlp": "multi_hop"},
+    "aggregations": {"attention": "llama", "mlp": "multi_aggregation"},
 }
 
 
@@ -73,6 +85,28 @@ def test_numbers_that_no_checkpoint_holds_are_set_though_weights_are_built_witho
     assert vector.edges.threshold.item() == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("variant", ["heads", "learned", "hops", "aggregations"])
+def test_new_weights_beside_a_plain_llama_begin_as_in_a_new_model(tmp_path, variant):
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    loaded = LlamaForCausalLMWithGNN.from_pretrained(tmp_path, gnn_config=VARIANTS[variant])
+    fresh = LlamaForCausalLMWithGNN(LlamaGNNConfig(**SIZES, gnn_config=VARIANTS[variant]))
+    plain = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    for name, weight in loaded.state_dict().items():
+        assert weight.isfinite().all(), name
+        expected = plain.get(name, fresh.state_dict()[name])
+        if name in plain and plain[name].shape == weight.shape:
+            assert torch.equal(weight, plain[name]), name
+        elif weight.numel() < 30 and weight.unique().numel() > 1:  # few numbers drawn anew
+            assert weight.abs().max() < 6 * SIZES["initializer_range"], name
+        else:  # many drawn anew, or all the same
+            expected = expected.double()
+            assert float(weight.double().std(correction=0)) == pytest.approx(
+                float(expected.std(correction=0)), rel=0.6, abs=1e-6
+            ), name
+            assert float(weight.double().mean()) == pytest.approx(float(expected.mean()), abs=0.25), name
+
+
 def test_nothing_of_the_old_weights_is_left_out_or_made_up_in_loading(tmp_path):
     build_model("sparse").save_pretrained(tmp_path)
     _, report = LlamaForCausalLMWithGNN.from_pretrained(tmp_path, output_loading_info=True)
@@ -106,7 +140,7 @@ for folder in sys.argv[1:]:
 
 def test_the_saved_folder_works_where_graft_is_absent_and_can_be_saved_again(tmp_path):
     folders = []
-    for variant in ("gin", "sparse", "cg_interpolate"):  # which need all files of the wing
+    for variant in ("gin", "learned", "hops", "cg_interpolate"):  # which need all files of the wing
         model, folder = build_model(variant), tmp_path / variant
         model.save_pretrained(folder)
         tokens = model.generate(ids(), max_new_tokens=5, do_sample=False)
