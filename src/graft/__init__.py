@@ -20,6 +20,7 @@ _PUBLIC = {
     "DataCollatorForRetro": "graft.retrieval.corpus.retro_collator",
     "FixedNeighbours": "graft.modeling.retro.retriever",
     "GNNConfig": "graft.configuration.configuration_gnn",
+    "GraphRecorder": "graft.modeling.graph.graph_recorder",
     "GraftSeq2SeqTrainer": "graft.trainer.trainer",
     "GraftTrainer": "graft.trainer.trainer",
     "LlamaForCausalLMWithGNN": "graft.modeling.graph.modeling_llama_gnn",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         UnlimiformerLlamaConfig as UnlimiformerLlamaConfig,
     )
     from graft.modeling.attachment import Attachment as Attachment
+    from graft.modeling.graph.graph_recorder import GraphRecorder as GraphRecorder
     from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN as LlamaForCausalLMWithGNN
     from graft.modeling.graph.modeling_llama_gnn import LlamaModelWithGNN as LlamaModelWithGNN
     from graft.modeling.graph.sparse_gin_config import SparseGINConfig as SparseGINConfig
