@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,6 +15,7 @@ from .families import (
     attention_modules,
     check_family,
     decoder_family,
+    dispatches,
     encoder_decoder_family,
     family_name,
     has_scaled_positions,
@@ -45,6 +47,12 @@ def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tup
         )
     check_family(model)
     attentions = attention_modules(model)
+    swaps = model.config.is_encoder_decoder and encoder_decoder_family(model.config).swapped
+    if not swaps and not all(map(dispatches, attentions)):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}, whose attention transformers {transformers.__version__} computes "
+            "by itself: it needs a newer transformers."
+        )
     step: AttentionStep = attend_to_memory
     if model.config.is_encoder_decoder:
         step = cross_attend_to_memory

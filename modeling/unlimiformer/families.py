@@ -3,6 +3,7 @@
 A family is a `model_type`. Our permanent classes count as the family they extend.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -182,6 +183,11 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     else:
         family, body = decoder_family(model.config), getattr(model, model.base_model_prefix)
     return [layer.get_submodule(family.attention) for layer in body.get_submodule(family.layers)]
+
+
+def dispatches(attention: nn.Module) -> bool:
+    """Whether this transformers lets the attention's config choose how it is computed: GPT-J's does so lately only."""
+    return hasattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 class Projections(NamedTuple):

@@ -198,6 +198,13 @@ def test_a_range_without_full_attention_is_refused_with_the_layers_types(tiny):
         unlimiform(tiny.model("gemma2"), config)
 
 
+def test_attention_that_this_transformers_computes_by_itself_is_refused(tiny, monkeypatch):
+    model = tiny.model("llama")
+    monkeypatch.delattr("transformers.models.llama.modeling_llama.ALL_ATTENTION_FUNCTIONS")
+    with pytest.raises(TypeError, match="LlamaForCausalLM, whose attention transformers .* it needs a newer"):
+        unlimiform(model)
+
+
 @pytest.mark.parametrize("family", ["falcon", "bloom", "mpt", "gpt_neo"])
 def test_families_that_cannot_be_served_are_refused_by_name_with_the_reason(family):
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 61}
