@@ -177,6 +177,13 @@ def main(argv=None) -> int:
     return 0
 
 
+def _json_value(value):
+    """JSON knows no NaN: where there is no full context there is no gap to close."""
+    if isinstance(value, list):
+        return [_json_value(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def report(arguments: argparse.Namespace, local: int, names: list[str], rows: list[dict[str, Losses]]) -> None:
     """Print the table of one number of local tokens, and keep it."""
     table = summarise([{how: loss for how, (_, loss) in row.items()} for row in rows])
@@ -195,12 +202,12 @@ def report(arguments: argparse.Namespace, local: int, names: list[str], rows: li
     result = {
         "settings": settings,
         "versions": versions,
-        "table": table,
+        "table": [{name: _json_value(value) for name, value in row.items()} for row in table],
         "losses of the calibration and of the scored tokens": [
             {"document": name, **row} for name, row in zip(names, rows, strict=True)
         ],
     }
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     logger.info("kept in %s", output)
 
 
