@@ -49,7 +49,7 @@ test-oldest:
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy -p graft
+	$(BIN)/mypy -p graft -p diablogpt_pytorch
 
 bench: install
 	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
