@@ -89,7 +89,13 @@ class DataArguments:
         test_slice: [start, end] of the test set, as in Python; end may be null.
         merge_duplicates: rows with equal id become one with several references (validation and test only).
         eval_during_training: part of the validation rows used while training: a number of rows, or a share below 1.
-        train_view: "truncated" trains on the first `max_source_length` tokens.
+        train_view: "truncated" trains on the first `max_source_length` tokens, "chunked" on all of a document, cut
+            into rows that each learn its target.
+        chunk_size: tokens of a chunked row, prefix and special tokens included; None for as many as the model was
+            trained on.
+        chunk_overlap: tokens of the source that a chunk shares with the one before.
+        min_chunk_tokens: a last chunk with fewer tokens of the source is left out, unless it is the only one.
+        capture_raw_text: write the chunks' texts to `chunks.parquet`, for `graft-knowledge-graph`.
         eval_views: how the evaluated documents are read: "full" with memory, "truncated" as the base model sees them,
             "context" whole and without memory. None: "full" if there is a memory, else "truncated".
         scored_tokens: causal text without a target: how many last tokens of a document are scored.
@@ -127,7 +133,11 @@ class DataArguments:
     test_slice: list[int | None] | None = None
     merge_duplicates: bool = True
     eval_during_training: int | float | None = None
-    train_view: Literal["truncated"] = "truncated"
+    train_view: Literal["truncated", "chunked"] = "truncated"
+    chunk_size: int | None = None
+    chunk_overlap: int = 0
+    min_chunk_tokens: int = 10
+    capture_raw_text: bool = False
     eval_views: list[View] | None = None
     scored_tokens: int = 512
     on_too_long: Literal["truncate", "skip", "error"] = "truncate"
@@ -139,9 +149,9 @@ class DataArguments:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
         lengths = ("max_source_length", "eval_max_source_length", "max_target_length", "eval_max_target_length")
         counts = ("max_train_samples", "max_eval_samples", "max_test_samples")
-        others = ("pad_to_multiple_of", "scored_tokens", "num_proc")
+        others = ("pad_to_multiple_of", "scored_tokens", "num_proc", "chunk_size")
         _at_least({name: getattr(self, name) for name in (*lengths, *counts, *others)}, 1)
-        _at_least({"max_prefix_length": self.max_prefix_length}, 0)
+        _at_least({n: getattr(self, n) for n in ("max_prefix_length", "chunk_overlap", "min_chunk_tokens")}, 0)
         share = self.eval_during_training
         if share is not None and (share <= 0 or (share > 1 and share != int(share))):
             raise ValueError(

@@ -47,6 +47,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
     for rule in (
         _check_training_needs,
         _check_data,
+        _check_chunks,
         _check_memory,
         _check_graph,
         _check_generation,
@@ -97,6 +98,26 @@ def _check_data(configuration: RunConfiguration) -> None:
         raise ConfigurationError(
             f"`model.attn_implementation` {model.attn_implementation!r} names a repository of code and is refused: a "
             "configuration executes nothing. Use 'eager', 'sdpa' or 'flash_attention_2'."
+        )
+
+
+def _check_chunks(configuration: RunConfiguration) -> None:
+    data = configuration.data
+    if data.train_view == "chunked":
+        if data.max_source_length is not None:
+            raise ConfigurationError(
+                "`data.max_source_length` cuts sources off, but `data.train_view` 'chunked' trains on all of each: "
+                "set `data.chunk_size` instead."
+            )
+        if data.messages_column is not None:
+            raise ConfigurationError(
+                "`data.train_view` 'chunked' cuts texts, not chats: leave `data.messages_column` out."
+            )
+        return
+    defaults = {"chunk_size": None, "chunk_overlap": 0, "min_chunk_tokens": 10, "capture_raw_text": False}
+    if given := [name for name, default in defaults.items() if getattr(data, name) != default]:
+        raise ConfigurationError(
+            f"`data.{given[0]}` would do nothing: it is for `data.train_view` 'chunked', got {data.train_view!r}."
         )
 
 

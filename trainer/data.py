@@ -22,6 +22,13 @@ from graft.trainer import tokenisation
 from graft.trainer.arguments import DataArguments, RunConfiguration
 from graft.trainer.block_rules import has_target
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.document_chunks import (
+    ChunkedSettings,
+    ChunkRules,
+    chunked_causal_rows,
+    chunked_seq2seq_rows,
+    chunked_text_rows,
+)
 from graft.trainer.rows import ColumnSettings, check_columns, merged_duplicates, standard_rows
 from graft.trainer.splits import load_splits, rows_during_training
 from graft.trainer.tokenisation import TokenSettings
@@ -34,7 +41,10 @@ _TYPES: dict[str, Any] = {
     "id": Value("string"),
     "references": List(Value("string")),
     "truncated": Value("bool"),
+    **dict.fromkeys(("document_id", "raw_text_chunks"), Value("string")),
     **dict.fromkeys(("length", "source_tokens", "scored_bytes"), Value("int64")),
+    **dict.fromkeys(("chunk_index", "chunk_count", "chunk_start", "chunk_end"), Value("int64")),
+    "token_offsets": List(List(Value("int64"))),
     **dict.fromkeys(
         ("input_ids", "attention_mask", "labels", "prompt_ids", "memory_ids"),
         List(Value("int64")),
@@ -127,7 +137,7 @@ def _tokenised(
     rows: Dataset,
     function: Callable[..., Any],
     tokenizer: PreTrainedTokenizerBase,
-    settings: TokenSettings,
+    settings: TokenSettings | ChunkedSettings,
     data: DataArguments,
 ) -> Dataset:
     texts = [name for name in _TEXTS if name in rows.column_names]
@@ -214,13 +224,38 @@ def _truncated_training(
     return _without_too_long(tokenised, data, "train", limit)
 
 
-_TRAINING_VIEWS = {"truncated": _truncated_training}
+def _chunked_training(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+) -> Dataset:
+    data = configuration.data
+    limit = _training_limit(configuration, max_positions, data.max_target_length)
+    chunk_size = data.chunk_size if data.chunk_size is not None else limit
+    if chunk_size is None:
+        raise ConfigurationError("`data.chunk_size` is null and the model names no length that it was trained on.")
+    if limit is not None and chunk_size > limit:
+        raise ConfigurationError(f"`data.chunk_size` {chunk_size} exceeds the {limit} tokens that the model can read.")
+    rules = ChunkRules(chunk_size, data.chunk_overlap, data.min_chunk_tokens, data.capture_raw_text)
+    settings = ChunkedSettings(_settings(configuration, None, data.max_target_length, "chunked"), rules)
+    if configuration.model.task == "seq2seq":
+        function = chunked_seq2seq_rows
+    else:
+        function = chunked_causal_rows if has_target(configuration) else chunked_text_rows
+    chunked = _tokenised(_standard(rows, configuration, "train"), function, tokenizer, settings, data)
+    if cut := int(np.asarray(chunked["truncated"], dtype=bool).sum()):
+        logger.info("train: %d documents lost a tail of fewer than %d tokens.", cut, data.min_chunk_tokens)
+    return chunked
+
+
+_TRAINING_VIEWS = {"truncated": _truncated_training, "chunked": _chunked_training}
 
 
 def prepare_training(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
 ) -> Dataset:
     """Rows to train on: input_ids, attention_mask, labels, length, truncated, id.
+
+    The view "chunked" adds document_id, chunk_index, chunk_count and, where `data.capture_raw_text` asks for it, the
+    columns of `document_chunks.TEXT_COLUMNS`.
 
     Args:
         rows: the training split as loaded.

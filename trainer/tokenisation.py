@@ -116,10 +116,7 @@ def seq2seq_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: Tok
         "source_tokens": lengths,
     }
     if "target" in batch:
-        before, after = special_tokens_around(tokenizer, target=True)
-        room = settings.target_limit - len(before) - len(after)
-        _check_target_room(room, settings.target_limit)
-        rows["labels"] = [[*before, *ids[:room], *after] for ids in plain_ids(tokenizer, batch["target"], target=True)]
+        rows["labels"] = label_ids(batch["target"], tokenizer, settings.target_limit)
     return rows
 
 
@@ -128,11 +125,19 @@ def _check_target_room(room: int, limit: int) -> None:
         raise ValueError(f"`data.max_target_length` {limit} must exceed the target's special tokens ({limit - room}).")
 
 
-def _answers(batch: Batch, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[list[int]]:
-    """Ids of the targets, cut so that the end-of-sequence token still fits behind them."""
+def label_ids(targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[list[int]]:
+    """Ids of an encoder-decoder's targets, cut so that they and their special tokens are `limit` at most."""
+    before, after = special_tokens_around(tokenizer, target=True)
+    room = limit - len(before) - len(after)
+    _check_target_room(room, limit)
+    return [[*before, *ids[:room], *after] for ids in plain_ids(tokenizer, targets, target=True)]
+
+
+def answer_ids(targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[list[int]]:
+    """Ids of a decoder's targets, cut so that the end-of-sequence token still fits behind them."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     _check_target_room(limit - len(end), limit)
-    return [[*ids[: limit - len(end)], *end] for ids in plain_ids(tokenizer, batch["target"])]
+    return [[*ids[: limit - len(end)], *end] for ids in plain_ids(tokenizer, targets)]
 
 
 def _prompts(
@@ -154,7 +159,7 @@ def _prompts(
 def causal_training_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> Batch:
     """Prompt and answer in one row; the loss counts the answer only."""
     prompts, _ = _prompts(batch, tokenizer, settings)
-    answers = _answers(batch, tokenizer, settings.target_limit)
+    answers = answer_ids(batch["target"], tokenizer, settings.target_limit)
     pairs = list(zip(prompts, answers, strict=True))
     return {
         "input_ids": [[*prompt, *answer] for (prompt, _), answer in pairs],
@@ -214,7 +219,9 @@ def _as_columns(rows: list[dict[str, list[int]]], settings: TokenSettings, *more
 def causal_evaluation_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> Batch:
     """Prompts and, where there is a target, answers. In the view "truncated" the prompt is cut to `source_limit`."""
     prompts, lengths = _prompts(batch, tokenizer, settings)
-    answers = _answers(batch, tokenizer, settings.target_limit) if "target" in batch else [[] for _ in prompts]
+    answers = (
+        answer_ids(batch["target"], tokenizer, settings.target_limit) if "target" in batch else [[] for _ in prompts]
+    )
     rows = []
     for (prompt, _), answer in zip(prompts, answers, strict=True):
         if settings.view == "truncated":  # the prompt is cut already; nothing more is hidden

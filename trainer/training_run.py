@@ -37,6 +37,7 @@ from graft.trainer.collators import CausalEvaluationCollator, CausalTrainingColl
 from graft.trainer.config_file import to_dict
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import load_splits, prepare_evaluation, prepare_training, row_counts, rows_during_training
+from graft.trainer.document_chunks import keep_chunk_texts
 from graft.trainer.graph_ability import GraphAbility, GraphPlots, train_graph, with_graph
 from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
@@ -173,6 +174,9 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
         texts = _training_texts(configuration, splits)
         tokenizer = load_tokenizer(configuration.model, config, folder, texts, flags.trust_remote_code)
         train, during_training, rows = _lay_out(configuration, args, splits, tokenizer, config)
+        if train is not None and configuration.data.capture_raw_text:
+            writes = not flags.dry_run and args.process_index == 0
+            train = keep_chunk_texts(train, folder.parent / "chunks.parquet" if writes else None)
     _check_equal_rows(args, [*([train] if train is not None else []), *during_training.values()])
     set_seed(args.seed)  # what was drawn so far depends on caches; weights must not
     model: Any = load_model(configuration.model, config, flags.trust_remote_code)
