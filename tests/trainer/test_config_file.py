@@ -111,7 +111,7 @@ def test_reading_leaves_the_given_blocks_alone(blocks):
             ["--data.scored_token", "3"],
             "`data.scored_token` on the command line is unknown; did you mean `data.scored_tokens`?",
         ),
-        (["--data.overlap", "0"], "did you mean `memory.overlap`"),
+        (["--data.keys_per_query", "0"], "did you mean `memory.keys_per_query`"),
         (["--learning_rat", "1"], "did you mean `training.learning_rate`"),
         (
             ["--zzzz", "1"],
