@@ -1,5 +1,6 @@
 """How scores become an output: softmax by any of transformers' implementations, or rectified linear attention."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...configuration.configuration_retro import RetroConfig
+from .dropped_attention import dropped_attention
 from .normalisation import GatedRMSNorm
 
 
@@ -48,7 +50,10 @@ def eager_attention(
 
 
 class SoftmaxAttention(nn.Module):
-    """softmax(q k^T / sqrt(head_dim)) v by the implementation that the config names: sdpa, eager or registered."""
+    """softmax(q k^T / sqrt(head_dim)) v by the implementation that the config names: sdpa, eager or registered.
+
+    On a CPU torch's sdpa has no fused kernel with dropout; our own takes its place there.
+    """
 
     def __init__(self, config: RetroConfig, dropout: float, is_causal: bool) -> None:
         super().__init__()
@@ -71,8 +76,12 @@ class SoftmaxAttention(nn.Module):
         Returns:
             (batch, target, heads head_dim), and the weights (batch, heads, target, source) if they were kept.
         """
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        if dropout and self.config._attn_implementation == "sdpa" and query.device.type == "cpu":
+            attend = dropped_attention
         output, weights = attend(
             self, query, key, value, mask, scaling=self.scaling, dropout=dropout, is_causal=self.is_causal
         )
