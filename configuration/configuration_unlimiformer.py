@@ -39,6 +39,7 @@ class UnlimiformerConfig:
             where `window` is None.
         memory_dtype: what the memory is stored in: "float32", "bfloat16", "float16", or None for the model's dtype.
         windows_per_batch: windows read in one forward pass; "auto" picks a number that suits the device.
+        max_bytes: refuse, before anything is read, a memory of more bytes; None for no limit.
     """
 
     keys_per_query: int | Literal["window"] | None = "window"
@@ -56,10 +57,11 @@ class UnlimiformerConfig:
     reserve: int = 256
     memory_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     windows_per_batch: int | Literal["auto"] = "auto"
+    max_bytes: int | None = None
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        for name in ("keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch"):
+        for name in ("keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch", "max_bytes"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")

@@ -1,5 +1,6 @@
 """`unlimiform(model, config)`: give a model people already have a memory, until it is taken away again."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import Attachment, AttentionStep, device_of, serves
+from .append_to_memory import check_appendable, grown, joined
 from .attend import attend_to_memory, cross_attend_to_memory, offer_memory
 from .families import (
     attention_modules,
@@ -19,17 +21,27 @@ from .families import (
     encoder_decoder_family,
     family_name,
     has_scaled_positions,
+    key_rotations,
     memory_layers,
     model_shape,
     rope_parameters,
     trained_positions,
 )
-from .memory import Memory, keys_rule
-from .remember import folds, real_tokens, remember_decoded, remember_encoded, vocabulary_size
+from .memory import Memory, keys_rule, model_fingerprint
+from .memory_size import MemorySize, check_budget, documents_of, memory_size, resolve_window
+from .remember import (
+    Documents,
+    folds,
+    real_tokens,
+    remember_decoded,
+    remember_encoded,
+    stores_keys,
+    vocabulary_size,
+)
 from .report import AttentionReport, recording
 from .swapped_cross_attention import SwappedCrossAttention
 
-Documents = tuple[Tensor, Tensor | None]
+Padded = tuple[Tensor, Tensor | None]
 """Ids (documents, longest), padded on either side, and their mask or None."""
 
 
@@ -91,33 +103,6 @@ def _check_decoder(model: PreTrainedModel, config: UnlimiformerConfig) -> None:
         )
 
 
-def resolve_window(model: PreTrainedModel, config: UnlimiformerConfig) -> int:
-    """Tokens the model reads at a time: `window`, or what it was trained on, less room for what follows in a decoder.
-
-    Raises:
-        ValueError: the window is longer than the positions of the model, or `reserve` takes all of them.
-    """
-    trained = trained_positions(model.config, "encoder")
-    window = _default_window(model, config, trained) if config.window is None else config.window
-    if trained is not None and window > trained and not has_scaled_positions(model.config):
-        raise ValueError(f"`window` must be at most the model's {trained} positions, got {window}.")
-    if config.keys_per_query == "window" and config.sinks > window:
-        raise ValueError(f"`sinks` must lie in [0, `window`], got {config.sinks} of {window}.")
-    return window
-
-
-def _default_window(model: PreTrainedModel, config: UnlimiformerConfig, trained: int | None) -> int:
-    if model.config.is_encoder_decoder:
-        window = encoder_decoder_family(model.config).window
-        return min(value for value in (window, trained) if value is not None)
-    assert trained is not None  # every decoder has a length it was trained on
-    if decoder_family(model.config).positions == "rotary":
-        return max(1, trained // 2)
-    if config.reserve >= trained:
-        raise ValueError(f"`reserve` must leave some of the model's {trained} positions, got {config.reserve}.")
-    return trained - config.reserve
-
-
 def _spelt(layers: tuple[int, ...]) -> str:
     """The layers that hold memory, in words: a range where they follow each other, else each of them."""
     if layers == tuple(range(layers[0], layers[-1] + 1)):
@@ -133,7 +118,7 @@ class Unlimited(Attachment):
         self.model = model
         self.config = config
         self.attentions, step = memory_attentions(model, config)
-        self.window = resolve_window(model, config)
+        self.window = resolve_window(model.config, config)
         if any(serves(module, step) or isinstance(module, SwappedCrossAttention) for module in self.attentions):
             raise RuntimeError("`model` has a memory already: `remove()` the other attachment first.")
         with self.installing():
@@ -159,20 +144,57 @@ class Unlimited(Attachment):
         layers = _spelt(memory_layers(self.config, self.model.config))
         return f"Unlimited({type(self.model).__name__}, {rule}, {layers}, window {self.window}{state})"
 
-    def remember(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> Memory:
+    def remember(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        progress: bool = False,
+        prefix_ids: Tensor | None = None,
+        prefix_mask: Tensor | None = None,
+    ) -> Memory:
         """Read documents once, in windows, without gradient.
 
         Args:
             input_ids: (documents, longest), left- or right-padded.
             attention_mask: like `input_ids`, 1 for real tokens.
             progress: show a bar.
+            prefix_ids: (documents, tokens) that an encoder reads in front of every window, such as a question, so that
+                it encodes all of the document in its light (Ivgi et al. 2022, SLED, arXiv 2208.00748); stored once.
+            prefix_mask: like `prefix_ids`, 1 for real tokens.
 
         Raises:
-            ValueError: an input that cannot be read, or a document beyond the trained length under "true" positions.
+            ValueError: an input that cannot be read, a document beyond the trained length under "true" positions, a
+                memory of more than `max_bytes`, or a prefix that leaves a window no room, or of a decoder.
             RuntimeError: the attachment was removed.
         """
         self.check_attached()
-        return remember(self.model, self.config, (input_ids, attention_mask), progress)
+        prefix = None if prefix_ids is None else (prefix_ids, prefix_mask)
+        return remember(self.model, self.config, (input_ids, attention_mask), progress, prefix)
+
+    def append(
+        self, memory: Memory, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False
+    ) -> Memory:
+        """A memory of the same documents with more behind them, as if all had been remembered at once.
+
+        Only windows that the new tokens change are read. `memory` stays as it is; it says how the result is read
+        (`keys_per_query`, `sinks`, ...) and in which dtype it is kept.
+
+        Args:
+            memory: made by this model with these options, here or in another process.
+            input_ids: (len(memory), longest), left- or right-padded.
+            attention_mask: like `input_ids`, 1 for real tokens.
+            progress: show a bar.
+
+        Raises:
+            ValueError: other weights or options made the memory, or as `remember`.
+            RuntimeError: the attachment was removed.
+        """
+        self.check_attached()
+        return append(self.model, memory, self.config, (input_ids, attention_mask), progress)
+
+    def estimate(self, tokens: int | Sequence[int]) -> MemorySize:
+        """Bytes of the memory of documents of so many tokens, and the windows to be read for it."""
+        return size_of(self.model, self.config, documents_of(tokens))
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False, **options: Any
@@ -221,24 +243,80 @@ def new_tokens(model: PreTrainedModel, options: dict[str, Any]) -> int:
 
 
 def remember(
-    model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool = False
+    model: PreTrainedModel,
+    config: UnlimiformerConfig,
+    documents: Padded,
+    progress: bool = False,
+    prefix: Padded | None = None,
 ) -> Memory:
-    """Read documents with a model whose attention is served."""
-    window = resolve_window(model, config)
-    real = real_tokens(*documents, vocabulary_size(model))
-    if model.config.is_encoder_decoder:
-        return remember_encoded(model, memory_attentions(model, config)[0], config, window, real, progress)
-    trained = trained_positions(model.config, "decoder") or 0
-    if config.positions == "true" and int(real[1].max()) > trained and not has_scaled_positions(model.config):
+    """Read documents with a model whose attention is served; `prefix` is as `documents`, one for each of them."""
+    real = Documents(*real_tokens(*documents, vocabulary_size(model)))
+    if prefix is not None:
+        window = resolve_window(model.config, config)
+        real = _with_prefixes(model, window, real, real_tokens(*prefix, vocabulary_size(model), "prefix_ids"))
+    return _read(model, config, real, progress)
+
+
+def append(
+    model: PreTrainedModel, memory: Memory, config: UnlimiformerConfig, documents: Padded, progress: bool = False
+) -> Memory:
+    """The memory of what `memory` holds with `documents` behind it, one for each of its rows."""
+    check_appendable(memory, config, resolve_window(model.config, config), model_fingerprint(model))
+    ids, lengths = real_tokens(*documents, vocabulary_size(model))
+    both = grown(memory, (ids.to(memory.input_ids.device), lengths))
+    rotations = {} if memory.is_encoder_decoder else key_rotations(model)
+    return joined(memory, _read(model, config, both, progress), both, rotations)
+
+
+def size_of(model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents) -> MemorySize:
+    """What remembering `documents` will cost, adapters included."""
+    return memory_size(model.config, documents, config, model.dtype, _keeps_keys(model, config))
+
+
+def _keeps_keys(model: PreTrainedModel, config: UnlimiformerConfig) -> bool:
+    return not model.config.is_encoder_decoder or stores_keys(config, memory_attentions(model, config)[0])
+
+
+def _with_prefixes(
+    model: PreTrainedModel, window: int, documents: Documents, prefix: tuple[Tensor, Tensor]
+) -> Documents:
+    """The documents, each behind its prefix, which every window will repeat."""
+    ids, lengths = prefix
+    if not model.config.is_encoder_decoder:
         raise ValueError(
-            f'`positions` "true" places {int(real[1].max())} tokens, and the model was trained on {trained}: '
+            "`prefix_ids` needs an encoder; a decoder is asked behind its memory, with `inputs(question)`."
+        )
+    if len(ids) != len(documents.ids):
+        raise ValueError(f"`prefix_ids` must have a row for each of {len(documents.ids)} documents, got {len(ids)}.")
+    if int(lengths.max()) >= window:
+        raise ValueError(
+            f"`prefix_ids` has {int(lengths.max())} tokens, and a window {window}: it must also hold some document."
+        )
+    total = lengths + documents.lengths
+    joint = documents.ids.new_zeros(len(ids), int(total.max()))
+    for row, (before, after) in enumerate(zip(lengths.tolist(), total.tolist(), strict=True)):
+        joint[row, :before] = ids[row, :before]
+        joint[row, before:after] = documents.ids[row, : after - before]
+    return Documents(joint, total, tuple(lengths.tolist()))
+
+
+def _read(model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool) -> Memory:
+    window, encodes = resolve_window(model.config, config), bool(model.config.is_encoder_decoder)
+    if config.max_bytes is not None:
+        check_budget(size_of(model, config, documents), config, _keeps_keys(model, config), encodes)
+    if encodes:
+        return remember_encoded(model, memory_attentions(model, config)[0], config, window, documents, progress)
+    trained, longest = trained_positions(model.config, "decoder") or 0, int(documents.lengths.max())
+    if config.positions == "true" and longest > trained and not has_scaled_positions(model.config):
+        raise ValueError(
+            f'`positions` "true" places {longest} tokens, and the model was trained on {trained}: '
             'use "squeeze" or "origin".'
         )
-    return remember_decoded(model, config, window, real, progress)
+    return remember_decoded(model, config, window, documents, progress)
 
 
 def split_documents(
-    model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool = False
+    model: PreTrainedModel, config: UnlimiformerConfig, documents: Padded, progress: bool = False
 ) -> tuple[Memory | None, Tensor, Tensor]:
     """Split each row of a decoder's input into a memory and the last `local_tokens`.
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..attachment import serve
 from ..remote_code import SavesItsCode
-from .attach import memory_attentions, remember
+from .attach import append, memory_attentions, remember
 from .attend import offer_memory
 from .memory import Memory
 
@@ -26,7 +26,23 @@ class BuiltInMemory(SavesItsCode, _Model):
             serve(attention, step)
             attention.register_forward_pre_hook(offer_memory, with_kwargs=True)
 
-    def remember(self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False) -> Memory:
-        """Read documents (documents, longest) of any length once; any number of questions may be asked of them."""
-        options = self.config.unlimiformer_config
-        return remember(self, options, (input_ids, attention_mask), progress)
+    def remember(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        progress: bool = False,
+        prefix_ids: Tensor | None = None,
+        prefix_mask: Tensor | None = None,
+    ) -> Memory:
+        """Read documents (documents, longest) of any length once; any number of questions may be asked of them.
+
+        `prefix_ids` (documents, tokens) stand in front of every window of an encoder.
+        """
+        prefix = None if prefix_ids is None else (prefix_ids, prefix_mask)
+        return remember(self, self.config.unlimiformer_config, (input_ids, attention_mask), progress, prefix)
+
+    def append(
+        self, memory: Memory, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False
+    ) -> Memory:
+        """The memory of the same documents with `input_ids` (len(memory), longest) behind them."""
+        return append(self, memory, self.config.unlimiformer_config, (input_ids, attention_mask), progress)

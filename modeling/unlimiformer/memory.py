@@ -49,6 +49,7 @@ class Memory:
         hidden: (documents, longest, hidden_size), the encoder's output, or None.
         keys, values: of each layer that holds some, (documents, key_value_heads, longest, head_dim).
         window_keys, window_values: what layers, heads or steps that read only the first window see of it.
+        prefixes: first tokens of each document that stood in front of each of its windows; empty if none did.
     """
 
     config: UnlimiformerConfig
@@ -63,6 +64,7 @@ class Memory:
     values: dict[int, Tensor] = field(default_factory=dict)
     window_keys: dict[int, Tensor] = field(default_factory=dict)
     window_values: dict[int, Tensor] = field(default_factory=dict)
+    prefixes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -85,20 +87,22 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes of the stored vectors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether the memory is read by cross-attention."""
         return bool(self.model_config.is_encoder_decoder)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored vectors by name: "hidden", "keys.3", ...; tokens lie along the last dimension but one."""
         named = {} if self.hidden is None else {"hidden": self.hidden}
         for name in ("keys", "values", "window_keys", "window_values"):
             named |= {f"{name}.{layer}": tensor for layer, tensor in getattr(self, name).items()}
         return named
 
-    def _with_tensors(self, named: dict[str, Tensor], **changes: Any) -> "Memory":
+    def with_tensors(self, named: dict[str, Tensor], **changes: Any) -> "Memory":
+        """The same memory of other vectors, named as in `tensors()`, and with other fields."""
         by_name: dict[str, Any] = {name: {} for name in ("keys", "values", "window_keys", "window_values")}
         for key, tensor in named.items():
             if key != "hidden":
@@ -119,18 +123,19 @@ class Memory:
         if stored == list(range(len(self.lengths))):
             return replace(self, documents=tuple(wanted))
         first, last = stored[0], stored[-1] + 1
-        kept = self._with_tensors({name: tensor[first:last] for name, tensor in self._tensors().items()})
+        kept = self.with_tensors({name: tensor[first:last] for name, tensor in self.tensors().items()})
         return replace(
             kept,
             input_ids=self.input_ids[first:last],
             lengths=self.lengths[first:last],
             documents=tuple(document - first for document in wanted),
+            prefixes=self.prefixes[first:last],
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Memory":
         """The same memory on another device or in another floating-point dtype."""
-        moved = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self._tensors().items()}
-        return self._with_tensors(moved, input_ids=self.input_ids.to(device))
+        moved = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()}
+        return self.with_tensors(moved, input_ids=self.input_ids.to(device))
 
     # What a model is given
 
@@ -275,7 +280,7 @@ class Memory:
         Raises:
             FileExistsError: the folder holds something already.
         """
-        named = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+        named = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         named |= {"input_ids": self.input_ids, "lengths": self.lengths}
         description = {
             "config": self.config.to_dict(),
@@ -284,6 +289,7 @@ class Memory:
             "window": self.window,
             "fingerprint": self.fingerprint,
             "documents": list(self.documents),
+            "prefixes": list(self.prefixes),
         }
         with new_folder(folder) as new:
             save_file({name: tensor.contiguous() for name, tensor in named.items()}, new / TENSORS_FILE)
@@ -334,8 +340,9 @@ class Memory:
             named.pop("input_ids"),
             named.pop("lengths"),
             tuple(description["documents"]),
+            prefixes=tuple(description["prefixes"]),
         )
-        return empty._with_tensors(named)
+        return empty.with_tensors(named)
 
 
 def _visible(lengths: Tensor, keys: Tensor, excluded: int = 0) -> Tensor | None:

@@ -8,9 +8,10 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from ...configuration.configuration_unlimiformer import UnlimiformerBartConfig
 from ..transformers_compat import cache_of, take_cache, without_cache
-from .attach import new_tokens, resolve_window
+from .attach import new_tokens
 from .built_in_memory import BuiltInMemory
 from .memory import Memory
+from .memory_size import resolve_window
 from .remember import first_window
 
 
@@ -46,7 +47,7 @@ class UnlimiformerBart(BuiltInMemory, BartForConditionalGeneration):
         stock = {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
         if memory is None and encoder_outputs is None and input_ids is not None and cache_of(kwargs) is None:
             if self.training:
-                window = resolve_window(self, self.config.unlimiformer_config)
+                window = resolve_window(self.config, self.config.unlimiformer_config)
                 input_ids, attention_mask = first_window(input_ids, attention_mask, window)
             else:
                 memory = self.remember(input_ids, attention_mask)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,43 +25,107 @@ TOKENS_PER_BATCH_ELSEWHERE = 16384
 
 @dataclass(frozen=True)
 class Reading:
-    """One window of one document."""
+    """One window of one document, `prefix` tokens in front of it that are no part of it.
+
+    The prefix is read in every window and kept from the first, so that it is stored once, before the document.
+    """
 
     document: int
     window: Window
+    prefix: int = 0
 
     @property
     def length(self) -> int:
-        """Tokens read."""
-        return self.window.end - self.window.start
+        """Tokens read, with the prefix."""
+        return self.prefix + self.window.end - self.window.start
 
     @property
     def kept(self) -> slice:
         """Which of the tokens read are kept."""
-        return slice(self.window.keep_start - self.window.start, self.window.keep_end - self.window.start)
+        start = self.place.start - self.window.start
+        return slice(start, self.prefix + self.window.keep_end - self.window.start)
 
     @property
     def place(self) -> slice:
-        """Where they belong in the document."""
-        return slice(self.window.keep_start, self.window.keep_end)
+        """Where they belong among the stored tokens, which begin with the prefix."""
+        start = self.prefix + self.window.keep_start if self.window.start else 0
+        return slice(start, self.prefix + self.window.keep_end)
+
+    def tokens(self, ids: Tensor) -> Tensor:
+        """The tokens read (length,) of `ids` (tokens,), the prefix and the document."""
+        body = ids[self.prefix + self.window.start : self.prefix + self.window.end]
+        return torch.cat([ids[: self.prefix], body])
 
 
-def real_tokens(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Documents:
+    """What is to be read.
+
+    Args:
+        ids: (documents, longest), each a prefix and a document, right-padded.
+        lengths: (documents,), real tokens of each, on the CPU.
+        prefixes: how many of them are a prefix; empty if none is.
+        held: the first tokens of each that a memory holds already: they are read as context only, and what is made of
+            the others is stored from 0 on. Empty if none are.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    prefixes: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
+
+    def prefix_of(self, document: int) -> int:
+        """Tokens of the prefix of a document."""
+        return self.prefixes[document] if self.prefixes else 0
+
+    def held_of(self, document: int) -> int:
+        """Tokens of a document that are not to be stored."""
+        return self.held[document] if self.held else 0
+
+    def to(self, device: torch.device) -> "Documents":
+        """The same with ids on `device`."""
+        return replace(self, ids=self.ids.to(device))
+
+    @property
+    def longest(self) -> int:
+        """Tokens to be stored of the document that has most."""
+        return max(length - self.held_of(document) for document, length in enumerate(self.lengths.tolist()))
+
+    def place(self, reading: Reading) -> slice:
+        """Where the kept tokens of a window are stored."""
+        held = self.held_of(reading.document)
+        return slice(reading.place.start - held, reading.place.stop - held)
+
+    def readings(self, window: int, overlap: float, causal: bool) -> list[Reading]:
+        """All windows that keep tokens to be stored, document by document."""
+        found = []
+        for document, length in enumerate(self.lengths.tolist()):
+            prefix, held = self.prefix_of(document), self.held_of(document)
+            windows = plan_windows(length - prefix, window - prefix, overlap, causal)
+            planned = [Reading(document, part, prefix) for part in windows]
+            found += [reading for reading in planned if reading.place.start >= held]
+        return found
+
+
+def real_tokens(
+    input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, name: str = "input_ids"
+) -> tuple[Tensor, Tensor]:
     """The documents without their padding: ids (documents, longest), right-padded with 0, and lengths on the CPU.
 
     Args:
         input_ids: (documents, longest), padded on the left or right.
         attention_mask: like `input_ids`, 1 for real tokens; None if all are.
         vocab_size: ids must lie below it.
+        name: of the argument, for errors.
 
     Raises:
         ValueError: no tokens, a mask of another shape or with holes, an id outside the vocabulary; says where.
     """
     if input_ids.ndim != 2 or 0 in input_ids.shape:
-        raise ValueError(f"`input_ids` must be (documents, tokens), both at least 1, got {tuple(input_ids.shape)}.")
+        raise ValueError(f"`{name}` must be (documents, tokens), both at least 1, got {tuple(input_ids.shape)}.")
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
+            f"`attention_mask` must have the shape of `{name}`, {tuple(input_ids.shape)}, got "
             f"{tuple(attention_mask.shape)}."
         )
     real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -80,7 +144,7 @@ def real_tokens(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: in
     if bool(wrong.any()):
         document, place = wrong.nonzero()[0].tolist()
         raise ValueError(
-            f"`input_ids` holds {int(input_ids[document, place])} at position {place} of document {document}, outside "
+            f"`{name}` holds {int(input_ids[document, place])} at position {place} of document {document}, outside "
             f"the vocabulary of {vocab_size}."
         )
     longest = int(lengths.max())
@@ -109,14 +173,10 @@ def first_window(input_ids: Tensor, attention_mask: Tensor | None, window: int) 
 
 
 def plan_batches(
-    lengths: list[int], window: int, config: UnlimiformerConfig, causal: bool, device: torch.device
+    documents: Documents, window: int, config: UnlimiformerConfig, causal: bool, device: torch.device
 ) -> list[list[Reading]]:
     """All windows of all documents in batches of equal length, so that nothing is padded."""
-    readings = [
-        Reading(document, part)
-        for document, length in enumerate(lengths)
-        for part in plan_windows(length, window, config.overlap, causal)
-    ]
+    readings = documents.readings(window, config.overlap, causal)
     readings.sort(key=lambda reading: reading.length)  # stable: a document's windows stay in order
     per_batch = config.windows_per_batch
     tokens = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH_ELSEWHERE)
@@ -133,7 +193,7 @@ def read_windows(ids: Tensor, batches: list[list[Reading]], progress: bool) -> I
     """Each batch of windows with its tokens (windows, length)."""
     with tqdm(total=sum(map(len, batches)), unit="window", desc="reading", disable=not progress) as bar:
         for batch in batches:
-            yield batch, torch.stack([ids[r.document, r.window.start : r.window.end] for r in batch])
+            yield batch, torch.stack([reading.tokens(ids[reading.document]) for reading in batch])
             bar.update(len(batch))
 
 
@@ -158,6 +218,11 @@ def folds(attentions: list[nn.Module]) -> bool:
     """Whether key and value projections are plain matrices, so that hidden states can stand for keys and values."""
     both = (projection for module in attentions for projection in projections(module)[1:3])
     return all(type(projection) is nn.Linear for projection in both)
+
+
+def stores_keys(config: UnlimiformerConfig, attentions: list[nn.Module]) -> bool:
+    """Whether an encoder-decoder's memory holds keys and values, not hidden states."""
+    return config.store == "keys_values" or (config.store == "auto" and not folds(attentions))
 
 
 def cross_projections(attention: nn.Module, states: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -188,7 +253,7 @@ def remember_encoded(
     attentions: list[nn.Module],
     config: UnlimiformerConfig,
     window: int,
-    documents: tuple[Tensor, Tensor],
+    documents: Documents,
     progress: bool = False,
 ) -> Memory:
     """Read documents with the encoder of an encoder-decoder.
@@ -198,25 +263,25 @@ def remember_encoded(
         attentions: its cross-attention modules, one for each decoder layer.
         config: the options.
         window: tokens of a window.
-        documents: what `real_tokens` returned.
+        documents: what is read.
         progress: show a bar.
     """
-    ids, lengths = documents[0].to(device_of(model)), documents[1]
-    count, longest = ids.shape
+    documents = documents.to(device_of(model))
+    ids, count, longest = documents.ids, len(documents.lengths), documents.longest
     layers = memory_layers(config, model.config)
     width, head_dim = encoder_width(model.config), model_shape(model.config).head_dim
     states = torch.zeros(count, longest, width, dtype=stored_dtype(model, config), device=ids.device)
-    first_window = torch.zeros(count, min(longest, window), width, dtype=model.dtype, device=ids.device)
-    batches = plan_batches(lengths.tolist(), window, config, causal=False, device=ids.device)
+    first_window = torch.zeros(count, min(ids.shape[1], window), width, dtype=model.dtype, device=ids.device)
+    batches = plan_batches(documents, window, config, causal=False, device=ids.device)
     for batch, tokens in read_windows(ids, batches, progress):
         with kept_attention_type(model.get_encoder()):
             encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
         check_finite(encoded, batch)
         for reading, row in zip(batch, encoded, strict=True):
-            states[reading.document, reading.place] = row[reading.kept].to(states.dtype)
+            states[reading.document, documents.place(reading)] = row[reading.kept].to(states.dtype)
             if reading.window.start == 0:
                 first_window[reading.document, : reading.length] = row
-    keeps_keys = config.store == "keys_values" or (config.store == "auto" and not folds(attentions))
+    keeps_keys = stores_keys(config, attentions)
     keys, values, window_keys, window_values = {}, {}, {}, {}
     windowed = config.heads is not None or config.first_step == "window"
     for layer, attention in enumerate(attentions):
@@ -227,7 +292,7 @@ def remember_encoded(
             made = cross_projections(attention, first_window, head_dim)
             window_keys[layer], window_values[layer] = map(Tensor.contiguous, made)
     hidden = None if keeps_keys else states
-    return _memory(model, config, window, (ids, lengths), hidden, keys, values, window_keys, window_values)
+    return _memory(model, config, window, documents, hidden, keys, values, window_keys, window_values)
 
 
 @torch.no_grad()
@@ -235,22 +300,22 @@ def remember_decoded(
     model: PreTrainedModel,
     config: UnlimiformerConfig,
     window: int,
-    documents: tuple[Tensor, Tensor],
+    documents: Documents,
     progress: bool = False,
 ) -> Memory:
     """Read documents with a decoder's body; what its layers in range cached of the kept tokens is the memory.
 
     A window leaves its keys rotated from position 0 on; each is moved once to its place behind the local tokens.
     """
-    ids, lengths = documents[0].to(device_of(model)), documents[1]
-    count, longest = ids.shape
+    documents = documents.to(device_of(model))
+    ids, count, longest = documents.ids, len(documents.lengths), documents.longest
     layers, rotations = memory_layers(config, model.config), key_rotations(model)
     body: Any = getattr(model, model.base_model_prefix)
-    targets = [memory_positions(length, window, config.positions)[0] for length in lengths.tolist()]
+    targets = [memory_positions(length, window, config.positions)[0] for length in documents.lengths.tolist()]
     dtype = stored_dtype(model, config)
     keys: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
-    batches = plan_batches(lengths.tolist(), window, config, causal=True, device=ids.device)
+    batches = plan_batches(documents, window, config, causal=True, device=ids.device)
     for batch, tokens in read_windows(ids, batches, progress):
         cache = DynamicCache(config=model.config)
         check_finite(body(input_ids=tokens, use_cache=True, **cache_argument(cache)).last_hidden_state, batch)
@@ -264,14 +329,17 @@ def remember_decoded(
                 read_at = torch.arange(reading.length)[reading.kept]
                 offsets = targets[reading.document][reading.place] - read_at
                 moved = rotate(new_keys[row, :, reading.kept], offsets, rotations.get(layer))
-                keys[layer][reading.document, :, reading.place] = moved.to(dtype)
-                values[layer][reading.document, :, reading.place] = new_values[row, :, reading.kept].to(dtype)
-    return _memory(model, config, window, (ids, lengths), None, keys, values)
+                place = documents.place(reading)
+                keys[layer][reading.document, :, place] = moved.to(dtype)
+                values[layer][reading.document, :, place] = new_values[row, :, reading.kept].to(dtype)
+    return _memory(model, config, window, documents, None, keys, values)
 
 
 def _memory(
-    model: PreTrainedModel, config: UnlimiformerConfig, window: int, documents: tuple[Tensor, Tensor], *stored: Any
+    model: PreTrainedModel, config: UnlimiformerConfig, window: int, documents: Documents, *stored: Any
 ) -> Memory:
     """A memory whose rows ask the documents in order; `stored` as the last fields of Memory."""
-    rows = tuple(range(len(documents[1])))
-    return Memory(config, model.config, window, model_fingerprint(model), *documents, rows, *stored)
+    rows = tuple(range(len(documents.lengths)))
+    fingerprint, ids, lengths = model_fingerprint(model), documents.ids, documents.lengths
+    memory = Memory(config, model.config, window, fingerprint, ids, lengths, rows, *stored)
+    return replace(memory, prefixes=documents.prefixes)

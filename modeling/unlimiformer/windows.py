@@ -47,3 +47,20 @@ def plan_windows(length: int, window: int, overlap: float, causal: bool) -> list
     lead = 2 * margin if causal else margin  # tokens at the head of a window that an earlier one has kept
     bounds = [0, *(j * stride + lead for j in range(1, count)), length]
     return [Window(start, start + window, *bounds[j : j + 2]) for j, start in enumerate(starts)]
+
+
+def tokens_kept(before: int, after: int, window: int, overlap: float, causal: bool) -> int:
+    """How many tokens of a document need not be read again when it grows from `before` to `after` tokens.
+
+    Windows that lie in both documents at the same place, and keep no more than they did, are kept. With c windows
+    before, these are the first c - 1 at least, so (c - 1) stride + m tokens of an encoder and (c - 1) stride + 2m of a
+    decoder stay; of a document that was one window that the grown one does not begin with, none.
+    """
+    read = {(part.start, part.end): part for part in plan_windows(before, window, overlap, causal)}
+    kept = 0
+    for part in plan_windows(after, window, overlap, causal):
+        same = read.get((part.start, part.end))
+        if same is None or not (same.keep_start <= part.keep_start and part.keep_end <= same.keep_end):
+            break
+        kept = part.keep_end
+    return kept

@@ -40,6 +40,7 @@ _PUBLIC = {
     "UnlimiformerConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerLlamaConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerLlamaForCausalLM": "graft.modeling.unlimiformer.modeling_unlimiformer_llama",
+    "estimate_memory": "graft.modeling.unlimiformer.memory_size",
     "retrofit": "graft.modeling.retro.retrofit",
     "unlimiform": "graft.modeling.unlimiformer.attach",
 }
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from graft.modeling.retro.retrofit_config import RetroFitConfig as RetroFitConfig
     from graft.modeling.unlimiformer.attach import unlimiform as unlimiform
     from graft.modeling.unlimiformer.memory import Memory as Memory
+    from graft.modeling.unlimiformer.memory_size import estimate_memory as estimate_memory
     from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart as UnlimiformerBart
     from graft.modeling.unlimiformer.modeling_unlimiformer_llama import (
         UnlimiformerLlamaForCausalLM as UnlimiformerLlamaForCausalLM,

@@ -24,7 +24,9 @@ def test_overlap_outside_its_range_is_refused_with_the_value(overlap):
         UnlimiformerConfig(overlap=overlap)
 
 
-@pytest.mark.parametrize("name", ["keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch"])
+@pytest.mark.parametrize(
+    "name", ["keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch", "max_bytes"]
+)
 @pytest.mark.parametrize("value", [0, -5])
 def test_counts_below_one_are_refused_with_name_and_value(name, value):
     with pytest.raises(REFUSED, match=rf"`{name}` must be at least 1, got {value}"):
@@ -47,6 +49,7 @@ WRONG_TYPES = {
     "reserve": [None, 0.5, "all"],
     "memory_dtype": ["float64", "bf16"],
     "windows_per_batch": [None, "all", 1.5],
+    "max_bytes": [1.5, "1GB"],
 }
 
 

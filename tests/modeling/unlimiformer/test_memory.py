@@ -157,10 +157,10 @@ def test_a_saved_memory_is_json_and_safetensors_and_names_no_code(tiny, tmp_path
 def test_a_generation_changes_no_tensor_of_a_memory(tiny):
     for rule in ("bart hidden", "llama"):
         model, memory = remember(tiny, rule)
-        before = {name: tensor.clone() for name, tensor in memory._tensors().items()}
+        before = {name: tensor.clone() for name, tensor in memory.tensors().items()}
         asked = () if model.config.is_encoder_decoder else (tiny.ids(3, 4),)
         model.generate(**memory.inputs(*asked), max_new_tokens=4, num_beams=3)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in memory._tensors().items())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in memory.tensors().items())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -185,10 +185,10 @@ def test_selected_rows_read_the_documents_they_name(tiny, rule):
 @pytest.mark.parametrize("rule", ["bart hidden", "bart windows", "llama"])
 def test_selecting_copies_nothing(tiny, rule):
     _, memory = remember(tiny, rule)
-    stored = {tensor.untyped_storage().data_ptr() for tensor in memory._tensors().values()}
+    stored = {tensor.untyped_storage().data_ptr() for tensor in memory.tensors().values()}
     for rows in ([0, 0, 1, 2], [1], [1, 2, 2]):
         chosen = memory.select(rows)
-        assert {tensor.untyped_storage().data_ptr() for tensor in chosen._tensors().values()} <= stored
+        assert {tensor.untyped_storage().data_ptr() for tensor in chosen.tensors().values()} <= stored
         assert chosen.nbytes <= memory.nbytes
 
 
@@ -217,8 +217,8 @@ def test_to_another_dtype_halves_the_bytes_and_leaves_the_original(tiny, rule):
     model, memory = remember(tiny, rule)
     moved = memory.to(dtype=torch.bfloat16)
     assert moved.nbytes * 2 == memory.nbytes
-    assert all(tensor.dtype == torch.bfloat16 for tensor in moved._tensors().values())
-    assert all(tensor.dtype == torch.float32 for tensor in memory._tensors().values())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in moved.tensors().values())
+    assert all(tensor.dtype == torch.float32 for tensor in memory.tensors().values())
     before, after = logits(model, memory, tiny), logits(model, moved, tiny)
     assert after.dtype == before.dtype
     assert 0 < (before - after).abs().mean() < 0.1 * before.abs().mean()
@@ -227,7 +227,7 @@ def test_to_another_dtype_halves_the_bytes_and_leaves_the_original(tiny, rule):
 def test_to_a_device_moves_every_tensor(tiny):
     _, memory = remember(tiny, "bart windows")
     moved = memory.to("meta")
-    assert {tensor.device.type for tensor in (*moved._tensors().values(), moved.input_ids)} == {"meta"}
+    assert {tensor.device.type for tensor in (*moved.tensors().values(), moved.input_ids)} == {"meta"}
 
 
 @pytest.mark.parametrize(

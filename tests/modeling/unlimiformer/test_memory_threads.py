@@ -66,8 +66,8 @@ def test_two_threads_may_remember_at_once(tiny):
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(handle.remember, documents * 3))
     for i, memory in enumerate(found):
-        for name, tensor in memory._tensors().items():
-            assert torch.equal(tensor, expected[i % 2]._tensors()[name])
+        for name, tensor in memory.tensors().items():
+            assert torch.equal(tensor, expected[i % 2].tensors()[name])
 
 
 def test_a_report_of_one_thread_notes_nothing_of_another(tiny):
