@@ -24,7 +24,9 @@ class SparseGINConfig(PeftConfig):
         activation, dropout: of the graph layers, as in SparseGraphConfig.
         scale_first, scale_last: where lambda begins in the first and last decoder layer, and linearly in between.
         adjacency: an AdjacencyConfig or a dict of its fields. None is the defaults.
-        edge_mode: "causal", a token reads earlier tokens and itself; "self_only", itself alone, as the paper's code.
+        edge_mode: "causal", a token reads earlier tokens and itself; "self_only", itself alone, as the paper's code;
+            "external_only", what the graph given with the input says, and no attention is scored again. With the
+            other two such a graph is added.
         trains_adjacency: whether the loss reaches queries and keys through the edges. The base is frozen, but earlier
             adapters are not: without it their gradients leave the way through later attention maps out.
         storage: of edges: "auto", "dense" or "sparse", as in SparseGraphConfig.
@@ -40,7 +42,7 @@ class SparseGINConfig(PeftConfig):
     scale_first: float | int = 0.0
     scale_last: float | int = 0.5
     adjacency: Any = None
-    edge_mode: Literal["causal", "self_only"] = "causal"
+    edge_mode: Literal["causal", "self_only", "external_only"] = "causal"
     trains_adjacency: bool = False
     storage: Literal["auto", "dense", "sparse"] = "auto"
     layers_to_transform: list[int] | None = None

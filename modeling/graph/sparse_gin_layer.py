@@ -1,6 +1,6 @@
 """What sparse-GIN adds to a decoder: a graph network beside the attention of each layer, along that attention's edges.
 
-A step in the attention's chain sees queries and keys, a pre-hook makes room for nodes in the cache, and a tap of the
+A graph that is given with the input adds its edges, or is all there is. A step in the attention's chain sees queries and keys, a pre-hook makes room for nodes in the cache, and a tap of the
 residual adds the update. The weights are here, and nothing of a generation.
 """
 
@@ -16,6 +16,7 @@ from ..residual_tap import PLACES, ThreadSlot, tap_residual, tappable_layers
 from ..transformers_compat import cache_of
 from .adjacency import OwnAdjacency
 from .attention_edges import ScoredPairs
+from .external_graph import KEYWORD, ExternalGraphHook, JoinedEdges
 from .node_cache import NodeCacheLayer, node_cache_layer
 from .sparse_gin_config import SparseGINConfig
 from .sparse_graph_layers import SparseGraphUpdate
@@ -45,16 +46,17 @@ class SparseGINAdapter(nn.Module):
                 update.adjacency = OwnAdjacency(options.adjacency, heads)
             self.layers[str(index)] = update
         self.trains_adjacency = config.trains_adjacency
+        self.reads_attention = config.edge_mode != "external_only"
 
 
 class AdapterNodes:
     """The nodes that one adapter keeps in a layer of a cache."""
 
-    def __init__(self, layer: NodeCacheLayer, name: str, keys: int) -> None:
-        self.layer, self.name, self.keys = layer, name, keys
+    def __init__(self, layer: NodeCacheLayer, name: str) -> None:
+        self.layer, self.name = layer, name
 
     def append_nodes(self, depth: int | str, nodes: Tensor) -> Tensor:
-        """Take in new nodes of graph layer `depth`; return those of the tokens whose keys attention sees.
+        """Take in new nodes of graph layer `depth`; return those of all tokens so far.
 
         Raises:
             RuntimeError: the cache holds tokens that the adapter has not seen.
@@ -66,7 +68,7 @@ class AdapterNodes:
                 f"The cache holds {tokens} tokens and adapter {self.name!r} has seen {together.shape[-2]} of them: it "
                 "was filled by another adapter or by none. Give a fresh cache."
             )
-        return together[..., tokens - self.keys :, :]
+        return together
 
 
 class SparseGINReader:
@@ -99,7 +101,7 @@ class SparseGINReader:
         **kwargs: Any,
     ) -> AttentionOutput:
         """Step of the attention: keep what it scores; what it computes is left to the rest of the chain."""
-        if self.is_active():
+        if self.adapter.reads_attention and self.is_active():
             scaling = kwargs.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             ends = (query, key) if self.adapter.trains_adjacency else (query.detach(), key.detach())
@@ -115,20 +117,24 @@ class SparseGINReader:
         """
         if not self.is_active():
             return None
-        pairs: ScoredPairs | None = self.slot.take()
         graph: Any = self.adapter.layers[str(self.index)]
+        attention = graph.edges(self._scored_pairs()) if self.adapter.reads_attention else None
+        edges = JoinedEdges(attention, keywords.get(KEYWORD), hidden.shape[1])
+        cache, nodes = cache_of(keywords), None
+        if isinstance(cache, Cache):
+            nodes = AdapterNodes(node_cache_layer(cache, self.index, may_slide=True), self.adapter.name)
+        own = hidden.to(graph.scale.device, graph.scale.dtype)
+        added: Tensor = graph(own, edges, nodes)
+        return added.to(hidden.device, hidden.dtype)
+
+    def _scored_pairs(self) -> ScoredPairs:
+        pairs: ScoredPairs | None = self.slot.take()
         if pairs is None:
             raise RuntimeError(
                 f"The attention of layer {self.index} showed no queries and keys: it must call the attention function "
                 "that its config names."
             )
-        cache, nodes = cache_of(keywords), None
-        if isinstance(cache, Cache):
-            layer = node_cache_layer(cache, self.index, may_slide=True)
-            nodes = AdapterNodes(layer, self.adapter.name, pairs.key.shape[2])
-        own = hidden.to(graph.scale.device, graph.scale.dtype)
-        added: Tensor = graph(own, graph.edges(pairs), nodes)
-        return added.to(hidden.device, hidden.dtype)
+        return pairs
 
 
 def install_sparse_gin(
@@ -146,3 +152,4 @@ def install_sparse_gin(
         attention = getattr(tappable_layers(model)[index], places.attention)
         attachment.serve(attention, reader.read_attention, reader.make_room, watches=True)
         tap_residual(attachment, model, index, reader.update)
+    attachment.before(model, ExternalGraphHook(model, is_active))

@@ -14,7 +14,7 @@ from .sparse_gin_layer import SparseGINAdapter, install_sparse_gin
 
 
 class SparseGINModel(HookedTuner):
-    """The tuner of sparse-GIN."""
+    """The tuner of sparse-GIN. A forward pass takes a `graph`, see ExternalGraph."""
 
     prefix = "sparse_gin_"
     home = "sparse_gin"
@@ -36,6 +36,16 @@ class SparseGINModel(HookedTuner):
     ) -> None:
         """Let the adapter read attention and write to the residual."""
         install_sparse_gin(attachment, model, adapter, is_active)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base's.
+
+        Raises:
+            ValueError: `graph` is given; it has to travel in the cache.
+        """
+        if "graph" in kwargs:
+            raise ValueError("`generate` takes no `graph`, which is to travel in the cache: pass **graph.inputs(model).")
+        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
 
 
 def register_with_peft() -> None:

@@ -15,6 +15,7 @@ _PUBLIC = {
     "CachingRetriever": "graft.modeling.retro.retriever",
     "CallableRetriever": "graft.modeling.retro.retriever",
     "ChunkEmbedder": "graft.retrieval.corpus.embedder",
+    "ChunkGraph": "graft.modeling.graph.external_edges",
     "Corpus": "graft.retrieval.corpus.corpus",
     "CorpusRetriever": "graft.retrieval.corpus.corpus_retriever",
     "DataCollatorForRetro": "graft.retrieval.corpus.retro_collator",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "RetroModel": "graft.modeling.retro.modeling_retro",
     "RetroTrainer": "graft.trainer.retro_trainer",
     "SparseGINConfig": "graft.modeling.graph.sparse_gin_config",
+    "TokenEdges": "graft.modeling.graph.external_edges",
     "UnlimiformerBart": "graft.modeling.unlimiformer.modeling_unlimiformer_bart",
     "UnlimiformerBartConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerConfig": "graft.configuration.configuration_unlimiformer",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
         UnlimiformerLlamaConfig as UnlimiformerLlamaConfig,
     )
     from graft.modeling.attachment import Attachment as Attachment
+    from graft.modeling.graph.external_edges import ChunkGraph as ChunkGraph
+    from graft.modeling.graph.external_edges import TokenEdges as TokenEdges
     from graft.modeling.graph.graph_recorder import GraphRecorder as GraphRecorder
     from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN as LlamaForCausalLMWithGNN
     from graft.modeling.graph.modeling_llama_gnn import LlamaModelWithGNN as LlamaModelWithGNN

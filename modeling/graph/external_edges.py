@@ -1,0 +1,324 @@
+"""Graphs over tokens that come from elsewhere, and what tokens read along them; nothing here is tokens x tokens.
+
+Token i READS token j, which is never later than i. `TokenEdges` lists such pairs; `ChunkGraph` weighs pairs of chunks,
+as a graph of a document or the operators of a query plan are.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .external_graph import ExternalGraph, PassShape
+
+
+def edge_messages(nodes: Tensor, edges: tuple[Tensor, Tensor, Tensor], target: int) -> Tensor:
+    """sum_j e_ij z_j by adding up over edges, O(edges x width).
+
+    Args:
+        nodes: (batch, source, width); its last `target` are the rows.
+        edges: rows among (batch x target) and sources among (batch x source), both flat, and weights; each (edges,).
+        target: number of rows.
+
+    Returns:
+        (batch, target, width).
+    """
+    row, source, weight = edges
+    batch, _, width = nodes.shape
+    read = nodes.reshape(-1, width)[source] * weight.to(nodes.dtype)[:, None]
+    return nodes.new_zeros(batch * target, width).index_add(0, row, read).view(batch, target, width)
+
+
+def sum_of_duplicates(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each key (edges,) once, in order, with the sum of its weights."""
+    once, place = torch.unique(key, return_inverse=True)
+    return once, weight.new_zeros(once.shape[0]).index_add(0, place, weight)
+
+
+def prefix_sums(values: Tensor) -> Tensor:
+    """(batch, source, ...) to (batch, source + 1, ...): entry i sums those before i, in float64 or int64.
+
+    A difference of two of them is the sum of a range; in float32, all that a device of Apple has, it loses what long
+    inputs add up to.
+    """
+    widest = torch.float32 if values.device.type == "mps" else torch.float64
+    wide = values.to(widest if values.is_floating_point() else torch.int64)
+    front = wide.new_zeros(wide.shape[0], 1, *wide.shape[2:])
+    return torch.cat([front, wide.cumsum(1)], dim=1)
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (batch, rows) of (batch, source) or (batch, source, width)."""
+    if values.dim() == 2:
+        return values.gather(1, index)
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def chunk_ends(chunk_ids: Tensor, count: int) -> Tensor:
+    """(batch, source) ids to (batch, count + 1): chunk c lies in the range from entry c to before entry c + 1.
+
+    Tokens of no chunk may lie in the range of one.
+    """
+    latest = chunk_ids.cummax(1).values
+    numbers = torch.arange(count, device=chunk_ids.device).expand(chunk_ids.shape[0], -1)
+    return pad(torch.searchsorted(latest, numbers.contiguous(), right=True), (1, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkSums:
+    """m_i = sum_{c' < c} a_cc' sum_{j in c'} z_j + b_i sum_{j <= i, j in c} z_j for a token i of chunk c.
+
+    a_cc' = min(1, W_cc' / n_c') for the n_c' tokens of a chunk, and b_i = min(1, W_cc / n) for the n tokens of the own
+    chunk up to i: means weighed by W, of edges that weigh at most 1. Only the own chunk of a token is not finished, so
+    ranges of prefix sums and one product of chunks x chunks say all: O(source x width + chunks^2 x width).
+
+    Args:
+        in_chunk: (batch, source), whether a token has a chunk.
+        ends: (batch, chunks + 1), see `chunk_ends`.
+        own: (batch, target), the chunk of each row, 0 if it has none.
+        far: a (batch, chunks, chunks), 0 from the diagonal on.
+        near: b (batch, target), 0 for a row without chunk.
+    """
+
+    in_chunk: Tensor
+    ends: Tensor
+    own: Tensor
+    far: Tensor
+    near: Tensor
+
+    @classmethod
+    def of(cls, chunk_ids: Tensor, weights: Tensor, target: int) -> Self:
+        """What does not depend on nodes.
+
+        Args:
+            chunk_ids: (batch, source); its last `target` are those of the rows.
+            weights: W (batch or 1, chunks, chunks).
+            target: number of rows.
+        """
+        count, source = weights.shape[-1], chunk_ids.shape[1]
+        in_chunk, ends = chunk_ids >= 0, chunk_ends(chunk_ids, count)
+        seen = prefix_sums(in_chunk)
+        sizes = take_rows(seen, ends).diff(dim=1)
+        own = chunk_ids[:, source - target :].clamp(min=0)
+        place = (seen[:, source - target + 1 :] - take_rows(seen, take_rows(ends, own))).clamp(min=1)
+        far = torch.minimum(weights.tril(-1) / sizes.clamp(min=1)[:, None], weights.new_ones(()))
+        diagonal = weights.diagonal(dim1=1, dim2=2).expand(own.shape[0], -1)
+        near = (take_rows(diagonal, own) / place).clamp(max=1.0) * in_chunk[:, source - target :]
+        return cls(in_chunk, ends, own, far, near)
+
+    def messages(self, nodes: Tensor) -> Tensor:
+        """What the rows read of nodes (batch, source, width): (batch, target, width)."""
+        source, target = nodes.shape[1], self.own.shape[1]
+        prefix = prefix_sums(nodes.masked_fill(~self.in_chunk[..., None], 0.0))
+        edge = take_rows(prefix, self.ends)
+        finished = self.far.to(nodes.dtype) @ edge.diff(dim=1).to(nodes.dtype)
+        begun = (prefix[:, source - target + 1 :] - take_rows(edge, self.own)).to(nodes.dtype)
+        has_chunk = self.in_chunk[:, source - target :, None]
+        return take_rows(finished, self.own) * has_chunk + self.near.to(nodes.dtype)[..., None] * begun
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeSums:
+    """`edge_messages` of one pass; arguments as there."""
+
+    edges: tuple[Tensor, Tensor, Tensor]
+    target: int
+
+    def messages(self, nodes: Tensor) -> Tensor:
+        """What the rows read of nodes (batch, source, width): (batch, target, width)."""
+        return edge_messages(nodes, self.edges, self.target)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenEdges(ExternalGraph):
+    """Edges between tokens. Those listed twice are added up; then none weighs more than 1.
+
+    Args:
+        index: (edges, 3) integers: row of the batch, token i, token j <= i that it reads; places in `input_ids`.
+        weight: (edges,), at least 0.
+        batch: rows of the batch; some may have no edge.
+
+    Raises:
+        ValueError: an edge to a later token, a number out of range, or shapes that do not fit.
+    """
+
+    index: Tensor
+    weight: Tensor
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.index.dim() != 2 or self.index.shape[1] != 3 or _is_no_integer(self.index):
+            raise ValueError(f"`index` must be integers of shape (edges, 3), got {_form(self.index)}.")
+        if self.weight.shape != self.index.shape[:1]:
+            raise ValueError(f"`weight` must be ({self.index.shape[0]},), one for each edge, got {_form(self.weight)}.")
+        _check_weights("weight", self.weight)
+        row, reader, read = self.index.unbind(1)
+        wrong = ((self.index < 0).any(1) | (row >= self.batch)).nonzero()
+        if wrong.numel():
+            edge = self.index[wrong[0, 0]].tolist()
+            raise ValueError(f"`index` must be (row in [0, {self.batch}), i >= 0, j >= 0), got {edge}.")
+        future = (read > reader).nonzero()
+        if future.numel():
+            edge = self.index[future[0, 0]].tolist()
+            raise ValueError(f"`index` must have j <= i, token i reads no later token j; got (row, i, j) = {edge}.")
+
+    def to(self, device: torch.device) -> Self:
+        """The same graph there."""
+        return replace(self, index=self.index.to(device), weight=self.weight.to(device))
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if an edge reaches behind token `length`."""
+        latest = int(self.index[:, 1].max()) if self.index.shape[0] else -1
+        if latest >= length:
+            raise ValueError(f"`graph` has an edge of token {latest}, the input has {length} tokens.")
+
+    def over(self, shape: PassShape) -> EdgeSums:
+        """What the rows of a pass read; tokens that the graph does not know read nothing.
+
+        Raises:
+            ValueError: an edge begins or ends at padding.
+        """
+        place, edge = (shape.rows[:, None] == self.index[:, 0]).nonzero(as_tuple=True)
+        reader, read = self.index[edge, 1], self.index[edge, 2]
+        kept = (reader >= shape.past) & (reader < shape.source)
+        place, reader, read, weight = place[kept], reader[kept], read[kept], self.weight[edge[kept]]
+        if shape.mask is not None:
+            hidden = (shape.mask[place, reader] == 0) | (shape.mask[place, read] == 0)
+            if hidden.any():
+                first = int(hidden.nonzero()[0, 0])
+                found = [int(place[first]), int(reader[first]), int(read[first])]
+                raise ValueError(f"`graph` must not touch padding, got the edge (row, i, j) = {found}.")
+        row = place * shape.new + reader - shape.past
+        key, total = sum_of_duplicates(row * shape.source + read, weight)
+        row = key // shape.source
+        source = row // shape.new * shape.source + key % shape.source
+        return EdgeSums((row, source, total.clamp(max=1.0)), shape.new)
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkGraph(ExternalGraph):
+    """Weights between chunks of tokens: token i of chunk c reads sum_c' W[c, c'] mean_{j <= i, j in c'} z_j.
+
+    Tokens generated behind those given belong to the last chunk.
+
+    Args:
+        chunk_ids: (batch, tokens) integers that never decrease, -1 for a token of no chunk, which neither reads nor is
+            read. Padding has no chunk, whatever stands there.
+        weights: (batch or 1, chunks, chunks), at least 0; row c is what chunk c reads, W[c, c] weighs its own past.
+
+    Raises:
+        ValueError: W[c, c'] with c' > c, chunks that go back, a number out of range, or shapes that do not fit.
+    """
+
+    chunk_ids: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        ids, weights = self.chunk_ids, self.weights
+        if ids.dim() != 2 or _is_no_integer(ids):
+            raise ValueError(f"`chunk_ids` must be integers of shape (batch, tokens), got {_form(ids)}.")
+        if weights.dim() != 3 or weights.shape[1] != weights.shape[2] or weights.shape[0] not in (1, ids.shape[0]):
+            wanted = f"({ids.shape[0]} or 1, chunks, chunks)"
+            raise ValueError(f"`weights` must be {wanted} for chunk_ids {tuple(ids.shape)}, got {_form(weights)}.")
+        _check_weights("weights", weights)
+        future = weights.triu(1).nonzero()
+        if future.numel():
+            row, chunk, later = future[0].tolist()
+            raise ValueError(
+                f"`weights` must be 0 above the diagonal, chunk c reads no later chunk; got weights[{row}, {chunk}, "
+                f"{later}] = {float(weights[row, chunk, later])}."
+            )
+        wrong = ((ids < -1) | (ids >= weights.shape[1])).nonzero()
+        if wrong.numel():
+            row, token = wrong[0].tolist()
+            found = int(ids[row, token])
+            raise ValueError(f"`chunk_ids` must be in [-1, {weights.shape[1]}), got {found} at [{row}, {token}].")
+        back = ((ids >= 0) & (ids < ids.cummax(1).values)).nonzero() if ids.numel() else ids
+        if back.numel():
+            raise ValueError(f"`chunk_ids` must not decrease along a row, they do at {back[0].tolist()}.")
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return self.chunk_ids.shape[0]
+
+    def to(self, device: torch.device) -> Self:
+        """The same graph there."""
+        return replace(self, chunk_ids=self.chunk_ids.to(device), weights=self.weights.to(device))
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if the input has not as many tokens as have ids."""
+        if self.chunk_ids.shape[1] != length:
+            raise ValueError(
+                f"`graph` has chunk_ids of shape {tuple(self.chunk_ids.shape)}, the input has {length} tokens."
+            )
+
+    def inherit(self, length: int) -> Self:
+        """The graph of the first `length` tokens; those behind the ones known belong to the last chunk."""
+        return replace(self, chunk_ids=_inherited(self.chunk_ids, length))
+
+    def append_chunk(self, weights_row: Tensor, tokens: int) -> Self:
+        """The graph with a new chunk of `tokens` more tokens.
+
+        Args:
+            weights_row: (batch or 1, chunks + 1): what the new chunk reads of each chunk, its own past last.
+            tokens: how many it begins with.
+
+        Raises:
+            ValueError: the row does not fit, as ChunkGraph does.
+        """
+        count = self.weights.shape[1]
+        if weights_row.dim() != 2 or weights_row.shape[1] != count + 1 or weights_row.shape[0] not in (1, self.batch):
+            raise ValueError(f"`weights_row` must be ({self.batch} or 1, {count + 1}), got {_form(weights_row)}.")
+        rows = max(weights_row.shape[0], self.weights.shape[0])
+        above = pad(self.weights, (0, 1)).expand(rows, -1, -1)
+        weights = torch.cat([above, weights_row[:, None].to(above).expand(rows, -1, -1)], dim=1)
+        return replace(self, chunk_ids=pad(self.chunk_ids, (0, tokens), value=count), weights=weights)
+
+    def over(self, shape: PassShape) -> ChunkSums:
+        """What the rows of a pass read."""
+        ids = _inherited(self.chunk_ids, shape.source)[shape.rows]
+        if shape.mask is not None:
+            ids = ids.masked_fill(shape.mask == 0, -1)
+        weights = self.weights if self.weights.shape[0] == 1 else self.weights[shape.rows]
+        return ChunkSums.of(ids, weights, shape.new)
+
+
+def expand_chunks(graph: ChunkGraph) -> Tensor:
+    """The edges of a ChunkGraph as (batch, tokens, tokens), for small inputs: row i weighs j by W / n, at most 1."""
+    ids = graph.chunk_ids
+    reads = (ids[:, :, None] >= 0) & (ids[:, None] >= 0)
+    reads = reads.tril()
+    row = torch.arange(ids.shape[0], device=ids.device)[:, None, None]
+    index = row if graph.weights.shape[0] > 1 else torch.zeros_like(row)
+    pairs = graph.weights[index, ids.clamp(min=0)[:, :, None], ids.clamp(min=0)[:, None]] * reads
+    same = (ids[:, :, None] == ids[:, None]).to(pairs.dtype)
+    seen = reads.to(pairs.dtype) @ same  # [i, j]: tokens of the chunk of j up to i
+    return (pairs / seen.clamp(min=1)).clamp(max=1.0)
+
+
+def _inherited(chunk_ids: Tensor, length: int) -> Tensor:
+    more = length - chunk_ids.shape[1]
+    if more <= 0:
+        return chunk_ids[:, :length]
+    last = chunk_ids.amax(1, keepdim=True) if chunk_ids.shape[1] else chunk_ids.new_full((chunk_ids.shape[0], 1), -1)
+    return torch.cat([chunk_ids, last.expand(-1, more)], dim=1)
+
+
+def _is_no_integer(numbers: Tensor) -> bool:
+    return numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype}"
+
+
+def _check_weights(name: str, weights: Tensor) -> None:
+    if not weights.is_floating_point():
+        raise ValueError(f"`{name}` must be floating-point numbers, got {_form(weights)}.")
+    wrong = (~(weights.isfinite() & (weights >= 0))).nonzero()
+    if wrong.numel():
+        place = wrong[0].tolist()
+        raise ValueError(f"`{name}` must be finite and at least 0, got {float(weights[tuple(place)])} at {place}.")
