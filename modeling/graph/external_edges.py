@@ -152,7 +152,7 @@ class TokenEdges(ExternalGraph):
         if self.index.dim() != 2 or self.index.shape[1] != 3 or _is_no_integer(self.index):
             raise ValueError(f"`index` must be integers of shape (edges, 3), got {_form(self.index)}.")
         if self.weight.shape != self.index.shape[:1]:
-            raise ValueError(f"`weight` must be ({self.index.shape[0]},), one for each edge, got {_form(self.weight)}.")
+            raise ValueError(f"`weight` must be ({self.index.shape[0]},), one of each edge, got {_form(self.weight)}.")
         _check_weights("weight", self.weight)
         row, reader, read = self.index.unbind(1)
         wrong = ((self.index < 0).any(1) | (row >= self.batch)).nonzero()

@@ -1,7 +1,8 @@
 """What sparse-GIN adds to a decoder: a graph network beside the attention of each layer, along that attention's edges.
 
-A graph that is given with the input adds its edges, or is all there is. A step in the attention's chain sees queries and keys, a pre-hook makes room for nodes in the cache, and a tap of the
-residual adds the update. The weights are here, and nothing of a generation.
+A graph that is given with the input adds its edges, or is all there is. A step in the attention's chain sees queries
+and keys, a pre-hook makes room for nodes in the cache, and a tap of the residual adds the update. The weights are
+here, and nothing of a generation.
 """
 
 from collections.abc import Callable

@@ -44,8 +44,8 @@ class SparseGINModel(HookedTuner):
             ValueError: `graph` is given; it has to travel in the cache.
         """
         if "graph" in kwargs:
-            raise ValueError("`generate` takes no `graph`, which is to travel in the cache: pass **graph.inputs(model).")
-        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+            raise ValueError("`generate` takes no `graph`, which has to be in the cache: pass **graph.inputs(model).")
+        return self.model.generate(*args, **kwargs)
 
 
 def register_with_peft() -> None:

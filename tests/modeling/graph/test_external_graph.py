@@ -1,0 +1,329 @@
+"""A graph given with the input of a sparse-GIN adapter: read, causal, carried through generations, refused in time."""
+
+import copy
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from graft import ChunkGraph, TokenEdges
+from graft.modeling.graph.external_edges import expand_chunks
+from graft.modeling.graph.external_graph import held_graph
+from graft.modeling.graph.sparse_gin_config import SparseGINConfig
+from graft.modeling.graph.sparse_gin_model import register_with_peft
+from graft.modeling.transformers_compat import cache_argument, cache_of
+
+register_with_peft()
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+}
+OF_FAMILY = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+}
+MODES = ["causal", "external_only"]
+LENGTH = 13
+
+
+def fit(family="llama", seed=1, **options):
+    torch.manual_seed(0)
+    given = {name: value for name, value in SIZES.items() if family != "gpt2" or "token" in name or "voc" in name}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **given, **OF_FAMILY[family])).double()
+    defaults = {"rank": 6, "task_type": "CAUSAL_LM", "dropout": 0.0, "scale_first": 0.5}
+    model = get_peft_model(base, SparseGINConfig(**{**defaults, **options}))
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.base_model.sparse_gin.parameters():
+            noise = 0.3 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+            parameter.copy_(noise + (0.5 if parameter.shape == (1,) else 0.0))
+    return model.eval()
+
+
+def ids(batch=2, length=LENGTH, seed=0):
+    return torch.randint(3, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def chunks(batch=2, length=LENGTH, count=4, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    chunk_ids = torch.randint(0, count, (batch, length), generator=rng).sort(1).values
+    return ChunkGraph(chunk_ids, 2 * torch.rand(batch, count, count, generator=rng, dtype=torch.float64).tril())
+
+
+def edges(batch=2, length=LENGTH, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    pairs = torch.randint(0, length, (40, 2), generator=rng).sort(1, descending=True).values
+    index = torch.cat([torch.randint(0, batch, (40, 1), generator=rng), pairs], 1)
+    return TokenEdges(index, torch.rand(40, generator=rng, dtype=torch.float64), batch)
+
+
+GRAPHS = {"chunks": chunks, "edges": edges}
+
+
+def logits(model, tokens, **inputs):
+    with torch.no_grad():
+        return model(input_ids=tokens, **inputs).logits
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", sorted(GRAPHS))
+def test_the_graph_acts_and_no_later_token_or_edge_changes_an_earlier_logit(kind, mode):
+    model, tokens, graph = fit(edge_mode=mode), ids(), GRAPHS[kind]()
+    found = logits(model, tokens, graph=graph)
+    assert not torch.allclose(found, logits(model, tokens))
+    other = tokens.clone()
+    other[:, 8:] = ids(seed=5)[:, 8:]
+    assert torch.equal(logits(model, other, graph=graph)[:, :8], found[:, :8])
+    if kind == "edges":
+        fewer = graph.index[:, 1] < 8
+        graph = TokenEdges(graph.index[fewer], graph.weight[fewer], 2)
+        torch.testing.assert_close(logits(model, tokens, graph=graph)[:, :8], found[:, :8], atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_chunks_are_their_expanded_edges_and_weight_0_is_no_graph(mode):
+    model, tokens, graph = fit(edge_mode=mode), ids(), chunks()
+    pairs = expand_chunks(graph)
+    index = pairs.nonzero()
+    expanded = TokenEdges(index, pairs[tuple(index.T)], 2)
+    found = logits(model, tokens, graph=graph)
+    torch.testing.assert_close(logits(model, tokens, graph=expanded), found, atol=1e-5, rtol=1e-5)
+    none = ChunkGraph(graph.chunk_ids, torch.zeros_like(graph.weights))
+    assert torch.equal(logits(model, tokens, graph=none), logits(model, tokens))
+
+
+def test_attention_edges_and_given_ones_are_added_up():
+    """One layer's update, against the matrix of both graphs."""
+    model, tokens, graph = fit(layers_to_transform=[1]), ids(), chunks()
+    update, seen = model.base_model.sparse_gin.adapters["default"].layers["1"], []
+    handle = update.register_forward_hook(lambda module, args, output: seen.append((*args, output)))
+    logits(model, tokens, graph=graph, use_cache=False)
+    handle.remove()
+    states, joined, _, output = seen[0]
+    both = joined.attention.with_weight(joined.attention.weight + expand_chunks(graph))
+    with torch.no_grad():
+        torch.testing.assert_close(update(states, both), output, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("storage", ["dense", "sparse"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_message_runs_along_a_given_edge_where_attention_carries_nothing(mode, storage):
+    model, tokens = (
+        fit(edge_mode=mode, storage=storage, adjacency={"combine": "mean"}, layers_to_transform=[1]),
+        ids(1),
+    )
+    for layer in model.get_base_model().model.layers:
+        torch.nn.init.zeros_(layer.self_attn.v_proj.weight)
+        torch.nn.init.zeros_(layer.self_attn.k_proj.weight)  # equal weights: no edge of attention survives the cut
+    other = tokens.clone()
+    other[0, 2] = 3 + (other[0, 2] - 2) % 58
+    graph = TokenEdges(torch.tensor([[0, 9, 2]]), torch.ones(1, dtype=torch.float64))
+    moved = (logits(model, tokens, graph=graph) != logits(model, other, graph=graph)).any(-1)[0].nonzero().flatten()
+    without = (logits(model, tokens) != logits(model, other)).any(-1)[0].nonzero().flatten()
+    assert 9 in moved
+    assert 9 not in without
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_and_its_content_change_no_real_logit(mode, side):
+    model, tokens, graph = fit(edge_mode=mode), ids(3), chunks(3)
+    mask = torch.ones_like(tokens)
+    for row, pads in enumerate((0, 4, 7)):
+        mask[row, slice(0, pads) if side == "left" else slice(13 - pads, 13)] = 0
+    inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0), "graph": graph}
+    one, two = (logits(model, torch.where(mask == 1, tokens, pad), **inputs) for pad in (1, 60))
+    for row in range(3):
+        real = mask[row] == 1
+        assert torch.equal(one[row, real], two[row, real])
+        alone = ChunkGraph(graph.chunk_ids[row : row + 1, real], graph.weights[row : row + 1])
+        found = logits(model, tokens[row : row + 1, real], graph=alone)[0]
+        torch.testing.assert_close(one[row, real], found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", sorted(GRAPHS))
+@pytest.mark.parametrize("family", sorted(OF_FAMILY))
+def test_in_pieces_with_a_cache_logits_are_those_of_the_whole(family, kind, mode):
+    """Also where a sliding window of 6 has dropped keys that the graph reads."""
+    model, tokens, graph = fit(family, num_layers=2, edge_mode=mode), ids(length=21), GRAPHS[kind](length=21)
+    whole = logits(model, tokens, graph=graph, use_cache=False)
+    for pieces in ([9, *[1] * 12], [6, 3, 12]):
+        inputs, at, found = graph.inputs(model, DynamicCache(config=model.config)), 0, []
+        for piece in pieces:
+            found.append(logits(model, tokens[:, at : at + piece], **inputs))
+            at += piece
+        torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-5, rtol=1e-4)
+
+
+def uncached(model, tokens, graph, mask, steps):
+    """Greedy, each token from a pass over all, the graph written out for it."""
+    for _ in range(steps):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        whole = graph.inherit(tokens.shape[1]) if isinstance(graph, ChunkGraph) else graph
+        inputs = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+        chosen = logits(model, tokens, graph=whole, **inputs)[:, -1].argmax(-1, keepdim=True)
+        tokens, mask = torch.cat([tokens, chosen], 1), torch.cat([mask, torch.ones_like(chosen)], 1)
+    return tokens
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", sorted(OF_FAMILY))
+def test_greedy_generation_is_that_of_passes_over_all(family, mode):
+    model, tokens, graph = fit(family, edge_mode=mode), ids(), chunks()
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    found = model.generate(input_ids=tokens, **graph.inputs(model), **options)
+    assert torch.equal(found, uncached(model, tokens, graph, mask, 8))
+    assert not torch.allclose(logits(model, tokens, graph=graph), logits(model, tokens))
+
+
+def log_likelihood(model, answer, graph):
+    scores = logits(model, answer, graph=graph.inherit(answer.shape[1]), use_cache=False).log_softmax(-1)
+    picked = scores[:, LENGTH - 1 : -1].gather(-1, answer[:, LENGTH:, None])
+    return picked.sum((1, 2))
+
+
+def test_beams_share_the_graph_of_their_row():
+    """The scores that beam search returns are the log-likelihoods of its answers under each row's own graph."""
+    model, tokens, graph = fit(), ids(), chunks()
+    options = {"num_beams": 3, "num_return_sequences": 2, "do_sample": False, "max_new_tokens": 6}
+    options |= {"output_scores": True, "return_dict_in_generate": True, "length_penalty": 0.0}
+    found = model.generate(input_ids=tokens, **graph.inputs(model), **options)
+    own = ChunkGraph(graph.chunk_ids.repeat_interleave(2, 0), graph.weights.repeat_interleave(2, 0))
+    expected = log_likelihood(model, found.sequences, own)
+    torch.testing.assert_close(found.sequences_scores.double(), expected, atol=1e-4, rtol=1e-4)
+    swapped = ChunkGraph(own.chunk_ids.flip(0), own.weights.flip(0))
+    assert not torch.allclose(log_likelihood(model, found.sequences, swapped), expected, atol=1e-3)
+
+
+def test_prompt_lookup_crops_the_cache_and_gives_the_greedy_tokens():
+    model, tokens, graph = fit(), ids(1), chunks(1)
+    found = [
+        model.generate(input_ids=tokens, **graph.inputs(model), max_new_tokens=10, do_sample=False, **options)
+        for options in ({}, {"prompt_lookup_num_tokens": 2})
+    ]
+    assert torch.equal(*found)
+
+
+def test_a_pass_with_a_graph_leaves_it_in_the_cache_that_it_returns():
+    model, tokens, graph = fit(), ids(), chunks()
+    with torch.no_grad():
+        cache = cache_of(model(input_ids=tokens, graph=graph, use_cache=True))
+    assert held_graph(cache).graph is graph
+    more = ids(length=3, seed=9)
+    whole = logits(model, torch.cat([tokens, more], 1), graph=graph.inherit(16), use_cache=False)
+    found = logits(model, more, **cache_argument(cache))
+    torch.testing.assert_close(found, whole[:, 13:], atol=1e-6, rtol=1e-5)
+    cache.crop(-3)
+    opened = graph.append_chunk(torch.tensor([[0.5, 0.0, 1.0, 0.25, 1.0]], dtype=torch.float64), tokens=3)
+    whole = logits(model, torch.cat([tokens, more], 1), graph=opened, use_cache=False)
+    found = logits(model, more, graph=opened, **cache_argument(cache))
+    torch.testing.assert_close(found, whole[:, 13:], atol=1e-6, rtol=1e-5)
+
+
+def test_rows_of_the_graph_follow_the_batch_of_the_cache():
+    graph, cache = chunks(), DynamicCache(config=fit().config)
+    held = held_graph(graph.inputs(fit(), cache)["cache" if "cache" in cache_argument(cache) else "past_key_values"])
+    assert held.rows_of(4).tolist() == [0, 0, 1, 1]
+    held.inner.update(*torch.zeros(2, 4, 1, 3, 2))
+    cache.reorder_cache(torch.tensor([2, 0, 1, 3]))
+    assert held.rows_of(4).tolist() == [1, 0, 0, 1]
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    assert held.rows_of(2).tolist() == [1, 1]
+    cache.batch_repeat_interleave(2)
+    assert held.rows_of(4).tolist() == [1, 1, 1, 1]
+    cache.reset()
+    assert held.rows_of(2).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_weight_gets_a_gradient_and_checkpointing_gives_the_same(mode, reentrant):
+    model, tokens, graph, gradients = fit(edge_mode=mode).train(), ids(), chunks(), []
+    model.enable_input_require_grads()
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        model(input_ids=tokens, labels=tokens, graph=graph).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+def test_disabled_the_graph_is_not_read_and_a_copy_reads_it():
+    model, tokens, graph = fit(), ids(), chunks()
+    found = logits(model, tokens, graph=graph)
+    assert torch.equal(logits(copy.deepcopy(model), tokens, graph=graph), found)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, tokens, graph=graph), logits(model, tokens))
+    model.add_adapter("other", SparseGINConfig(rank=4, edge_mode="external_only", scale_first=0.5))
+    assert torch.equal(logits(model, tokens, graph=graph), found)
+
+
+def test_a_task_that_needs_one_edge_is_learnt_with_the_graph_alone():
+    """The answer at the last token is a token far before it, where one edge leads; attention's values are 0."""
+    model = fit(edge_mode="external_only", rank=16)
+    for layer in model.get_base_model().model.layers:
+        torch.nn.init.zeros_(layer.self_attn.v_proj.weight)
+    rng, weight = torch.Generator().manual_seed(4), torch.ones(16, dtype=torch.float64)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    losses = {"true": [], "shuffled": []}
+    for _ in range(60):
+        tokens = torch.randint(3, 61, (16, 6), generator=rng)
+        answer = 3 + torch.randint(0, 4, (16,), generator=rng)
+        tokens[:, 1], tokens[:, 5] = answer, 7
+        row = torch.arange(16)
+        index = torch.stack([row, torch.full_like(row, 5), torch.full_like(row, 1)], 1)
+        elsewhere = index.clone()
+        elsewhere[:, 2] = 3
+        for name, edge in (("true", index), ("shuffled", elsewhere)):
+            output = model(input_ids=tokens, graph=TokenEdges(edge, weight, 16)).logits[:, -1, 3:7]
+            loss = torch.nn.functional.cross_entropy(output, answer - 3)
+            losses[name].append(loss.item())
+            if name == "true":
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    assert sum(losses["true"][-5:]) / 5 < 0.35
+    assert sum(losses["shuffled"][-5:]) / 5 > 1.0  # chance is 1.39
+
+
+@pytest.mark.parametrize(
+    ("graph", "error", "message"),
+    [
+        (lambda: chunks(3), ValueError, "`graph` has 3 rows, the input has 2"),
+        (lambda: chunks(length=12), ValueError, r"chunk_ids of shape \(2, 12\), the input has 13 tokens"),
+        (lambda: edges(length=40), ValueError, r"`graph` has an edge of token \d+, the input has 13 tokens"),
+        (lambda: {"chunk_ids": 1}, TypeError, "`graph` must be a TokenEdges or a ChunkGraph, got dict"),
+    ],
+)
+def test_a_graph_of_another_input_is_refused(graph, error, message):
+    with pytest.raises(error, match=message):
+        logits(fit(), ids(), graph=graph())
+
+
+def test_generations_that_cannot_read_the_graph_are_refused():
+    model, graph = fit(), chunks()
+    with pytest.raises(ValueError, match=r"pass \*\*graph\.inputs\(model\)"):
+        model.generate(input_ids=ids(), graph=graph)
+    with pytest.raises(ValueError, match="`graph` has 2 rows, the input has 3"):
+        model.generate(input_ids=ids(3), **graph.inputs(model), max_new_tokens=2)
+    with pytest.raises(ValueError, match="`model` reads no graph"):
+        graph.inputs(fit().unload())
