@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Generate; 2 and one line on stderr for a user's mistake."""
     given, rest = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("graft.trainer.generation").setLevel(logging.INFO)  # what reading will cost, before it starts
     from graft.trainer.generation import Request, answer, options_of, text_of
 
     texts = {name: getattr(given, name) for name in ("prefix", "suffix", "question", "chat", "report")}

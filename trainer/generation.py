@@ -30,6 +30,7 @@ from transformers import (
 import graft.registration  # noqa: F401  (our own classes load without consent to remote code)
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
+from graft.modeling.unlimiformer.memory import Memory
 from graft.modeling.unlimiformer.report import Passage, recording
 from graft.trainer.abilities import MEMORY_FILE, has_own_memory
 from graft.trainer.command_line import split_overrides, typed_value
@@ -183,17 +184,24 @@ def _with_memory(
         report = stack.enter_context(recording()) if request.report is not None else None
         if model.config.is_encoder_decoder:
             ids = _source_ids(request, model, tokenizer, _whole(request, encoder=True))
-            inputs = reader.remember(ids).inputs()
+            inputs = _remembered(reader, ids).inputs()
         else:
             local_tokens = model.config.unlimiformer_config.local_tokens if own else config.local_tokens
             ids, local = _split(request, model, tokenizer, local_tokens)
-            inputs = reader.remember(ids).inputs(local) if ids.shape[1] else _unpadded(local)
+            inputs = _remembered(reader, ids).inputs(local) if ids.shape[1] else _unpadded(local)
         text = _generated(model, tokenizer, inputs, options)
     if report is None or not report.steps:
         return Answer(text, ids.shape[1], [])
     assert request.report is not None
     report.heatmap(tokenizer, request.report, answer=text)
     return Answer(text, ids.shape[1], report.passages(tokenizer))
+
+
+def _remembered(reader: Any, ids: torch.Tensor) -> Memory:
+    """Say what reading will cost, then read."""
+    logger.info("Remembering %s tokens: %s.", f"{ids.shape[1]:,}", reader.estimate(ids.shape[1]))
+    memory: Memory = reader.remember(ids)
+    return memory
 
 
 def _unpadded(ids: torch.Tensor) -> dict[str, torch.Tensor]:

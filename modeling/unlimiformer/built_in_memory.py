@@ -1,14 +1,16 @@
 """What the permanent classes share: attention served from the start, documents remembered, code saved with weights."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..attachment import serve
 from ..remote_code import SavesItsCode
-from .attach import append, memory_attentions, remember
+from .attach import append, memory_attentions, remember, size_of
 from .attend import offer_memory
 from .memory import Memory
+from .memory_size import MemorySize, documents_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model
@@ -46,3 +48,7 @@ class BuiltInMemory(SavesItsCode, _Model):
     ) -> Memory:
         """The memory of the same documents with `input_ids` (len(memory), longest) behind them."""
         return append(self, memory, self.config.unlimiformer_config, (input_ids, attention_mask), progress)
+
+    def estimate(self, tokens: int | Sequence[int]) -> MemorySize:
+        """Bytes of the memory of documents of so many tokens, and the windows to be read for it."""
+        return size_of(self, self.config.unlimiformer_config, documents_of(tokens))

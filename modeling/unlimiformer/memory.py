@@ -274,11 +274,15 @@ class Memory:
 
     # On disk
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, replace: bool = False) -> Path:
         """Write the memory to `folder`, whole or not at all: safetensors, a JSON description, checksums.
 
+        Args:
+            folder: new, or empty.
+            replace: take the place of what is there, such as a shorter memory that this one grew from.
+
         Raises:
-            FileExistsError: the folder holds something already.
+            FileExistsError: the folder holds something already and `replace` is false.
         """
         named = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         named |= {"input_ids": self.input_ids, "lengths": self.lengths}
@@ -291,20 +295,23 @@ class Memory:
             "documents": list(self.documents),
             "prefixes": list(self.prefixes),
         }
-        with new_folder(folder) as new:
+        with new_folder(folder, replace) as new:
             save_file({name: tensor.contiguous() for name, tensor in named.items()}, new / TENSORS_FILE)
             write_json(new / DESCRIPTION_FILE, description)
             write_manifest(new, {"kind": "graft.Memory"})
         return Path(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, model: PreTrainedModel, strict: bool = True) -> "Memory":
-        """Load a memory for `model`; its tensors are mapped from the file, not copied, until they are used.
+    def from_pretrained(
+        cls, folder: str | Path, model: PreTrainedModel, strict: bool = True, verify: bool = True
+    ) -> "Memory":
+        """Load a memory for `model`; its tensors are mapped from the file and never copied, only paged in when read.
 
         Args:
             folder: written by `save_pretrained`.
             model: the model that will read it.
             strict: refuse a memory that other weights made.
+            verify: compare checksums, which reads the file once; otherwise sizes only, and loading takes no time.
 
         Raises:
             ValueError: a file is missing, truncated or damaged (it is named), or other weights made the memory.
@@ -313,7 +320,7 @@ class Memory:
         if hasattr(model, "get_base_model"):  # a PEFT model around it
             model = model.get_base_model()  # type: ignore[operator]
         try:
-            read_manifest(folder)
+            read_manifest(folder, verify)
             description = json.loads((folder / DESCRIPTION_FILE).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"`folder` {folder} holds no whole memory: {error}") from error

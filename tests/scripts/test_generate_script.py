@@ -45,6 +45,20 @@ def test_document_is_remembered_and_the_question_kept_apart(model_folder, tmp_pa
     assert capsys.readouterr().out.strip() == expected_text(task, folder)
 
 
+def test_what_reading_costs_is_said_before_and_a_budget_is_kept(model_folder, capsys, caplog):
+    task, folder = model_folder
+    assert main([folder, "--prompt", DOCUMENT, "--question", "Who?", *OPTIONS]) == 0
+    auto = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForCausalLM
+    whole = ("Who?\n\n" + DOCUMENT, 2) if task == "seq2seq" else (DOCUMENT, 1)  # and its special tokens
+    tokens = len(plain_ids(AutoTokenizer.from_pretrained(folder), [whole[0]])[0]) + whole[1]
+    with unlimiform(auto.from_pretrained(folder), CONFIG) as handle:
+        size = handle.estimate(tokens)
+    assert f"Remembering {tokens:,} tokens: {size}." in caplog.messages
+    budget = ["--memory.max_bytes", str(size.nbytes - 1)]
+    assert main([folder, "--prompt", DOCUMENT, "--question", "Who?", *OPTIONS, *budget]) == 2
+    assert "`max_bytes`" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_report_is_a_page_and_a_picture(model_folder, tmp_path, capsys):
     _, folder = model_folder
     page = tmp_path / "page.html"
