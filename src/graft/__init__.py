@@ -28,6 +28,9 @@ _PUBLIC = {
     "LlamaGNNConfig": "graft.configuration.configuration_gnn",
     "LlamaModelWithGNN": "graft.modeling.graph.modeling_llama_gnn",
     "Memory": "graft.modeling.unlimiformer.memory",
+    "QueryGraphConfig": "graft.configuration.configuration_query_graph",
+    "QueryGraphForCostEstimation": "graft.modeling.query_graph.modeling_query_graph",
+    "QueryPlanGraph": "graft.graphs.query_plan.query_plan_graph",
     "RetroConfig": "graft.configuration.configuration_retro",
     "RetroDataset": "graft.retrieval.corpus.retro_dataset",
     "RetroFit": "graft.modeling.retro.retrofit",
@@ -64,6 +67,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from graft.configuration.configuration_gnn import GNNConfig as GNNConfig
     from graft.configuration.configuration_gnn import LlamaGNNConfig as LlamaGNNConfig
+    from graft.configuration.configuration_query_graph import QueryGraphConfig as QueryGraphConfig
     from graft.configuration.configuration_retro import RetroConfig as RetroConfig
     from graft.configuration.configuration_unlimiformer import (
         UnlimiformerBartConfig as UnlimiformerBartConfig,
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
     from graft.configuration.configuration_unlimiformer import (
         UnlimiformerLlamaConfig as UnlimiformerLlamaConfig,
     )
+    from graft.graphs.query_plan.query_plan_graph import QueryPlanGraph as QueryPlanGraph
     from graft.modeling.attachment import Attachment as Attachment
     from graft.modeling.graph.external_edges import ChunkGraph as ChunkGraph
     from graft.modeling.graph.external_edges import TokenEdges as TokenEdges
@@ -81,6 +86,9 @@ if TYPE_CHECKING:
     from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN as LlamaForCausalLMWithGNN
     from graft.modeling.graph.modeling_llama_gnn import LlamaModelWithGNN as LlamaModelWithGNN
     from graft.modeling.graph.sparse_gin_config import SparseGINConfig as SparseGINConfig
+    from graft.modeling.query_graph.modeling_query_graph import (
+        QueryGraphForCostEstimation as QueryGraphForCostEstimation,
+    )
     from graft.modeling.retro.modeling_retro import RetroForCausalLM as RetroForCausalLM
     from graft.modeling.retro.modeling_retro import RetroModel as RetroModel
     from graft.modeling.retro.retriever import CachingRetriever as CachingRetriever

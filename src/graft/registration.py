@@ -6,10 +6,12 @@ Runs when a public name of graft is first touched, or by `import graft.registrat
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from graft.configuration.configuration_gnn import LlamaGNNConfig
+from graft.configuration.configuration_query_graph import QueryGraphConfig
 from graft.configuration.configuration_retro import RetroConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerBartConfig, UnlimiformerLlamaConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN, LlamaModelWithGNN
 from graft.modeling.graph.sparse_gin_model import register_with_peft as register_sparse_gin
+from graft.modeling.query_graph.modeling_query_graph import QueryGraphForCostEstimation
 from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
 from graft.modeling.retro.retrofit_tuner import register_with_peft as register_retrofit
 from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart
@@ -18,6 +20,7 @@ from graft.modeling.unlimiformer.modeling_unlimiformer_llama import Unlimiformer
 _REGISTERED = (
     (LlamaGNNConfig, AutoModel, LlamaModelWithGNN),
     (LlamaGNNConfig, AutoModelForCausalLM, LlamaForCausalLMWithGNN),
+    (QueryGraphConfig, AutoModel, QueryGraphForCostEstimation),
     (RetroConfig, AutoModel, RetroModel),
     (RetroConfig, AutoModelForCausalLM, RetroForCausalLM),
     (UnlimiformerBartConfig, AutoModelForSeq2SeqLM, UnlimiformerBart),

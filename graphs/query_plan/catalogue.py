@@ -1,0 +1,88 @@
+"""What a database knows about its tables, reduced to what means the same on every database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_COLUMN_KINDS = (
+    ("boolean", ("BOOL",)),
+    ("date", ("DATE", "TIME", "INTERVAL")),
+    ("float", ("FLOAT", "DOUBLE", "REAL", "DECIMAL", "NUMERIC")),
+    ("text", ("CHAR", "TEXT", "STRING", "BLOB", "BYTEA")),
+    ("integer", ("INT", "SERIAL")),
+)
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """Kind of a column (one of COLUMN_KINDS), number of different values, share of NULLs."""
+
+    kind: str
+    distinct: float = 0.0
+    null_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """Rows of a table, and its columns by name. Names find columns; no feature is made of them."""
+
+    rows: float
+    columns: Mapping[str, ColumnFacts] = field(default_factory=dict)
+
+
+Catalogue = Mapping[str, TableFacts]
+
+
+def column_kind(data_type: str) -> str:
+    """One of COLUMN_KINDS for a type as SQL writes it; nested types are "other_type"."""
+    word = data_type.upper()
+    if not any(mark in word for mark in ("[", "STRUCT", "MAP", "UNION")):
+        for kind, parts in _COLUMN_KINDS:
+            if any(part in word for part in parts):
+                return kind
+    return "other_type"
+
+
+def read_duckdb_catalogue(connection: Any) -> dict[str, TableFacts]:
+    """Facts of every base table that a DuckDB connection sees, by `database.schema.table`; scans each table once.
+
+    Args:
+        connection: an open `duckdb.DuckDBPyConnection`.
+    """
+    described: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    listing = (
+        "SELECT c.database_name, c.schema_name, c.table_name, c.column_name, c.data_type FROM duckdb_columns() c "
+        "JOIN duckdb_tables() t USING (database_name, schema_name, table_name) WHERE NOT c.internal "
+        "ORDER BY ALL"
+    )
+    for *table, column, data_type in connection.execute(listing).fetchall():
+        described.setdefault((table[0], table[1], table[2]), []).append((column, data_type))
+    return {".".join(table): _facts(connection, table, columns) for table, columns in described.items()}
+
+
+def _facts(connection: Any, table: tuple[str, ...], columns: list[tuple[str, str]]) -> TableFacts:
+    measures = ", ".join(f"approx_count_distinct({_quoted(name)}), count({_quoted(name)})" for name, _ in columns)
+    source = ".".join(_quoted(part) for part in table)
+    rows, *counts = connection.execute(f"SELECT count(*), {measures} FROM {source}").fetchone()
+    return TableFacts(
+        float(rows),
+        {
+            name: ColumnFacts(column_kind(data_type), float(distinct), 1 - present / rows if rows else 0.0)
+            for (name, data_type), distinct, present in zip(columns, counts[::2], counts[1::2], strict=True)
+        },
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def find_table(catalogue: Catalogue, name: str) -> TableFacts | None:
+    """The table of that name, or the only one whose name ends as it does; None where there is none."""
+    if name in catalogue:
+        return catalogue[name]
+    last = name.rpartition(".")[2]
+    alike = [facts for known, facts in catalogue.items() if known.rpartition(".")[2] == last]
+    return alike[0] if len(alike) == 1 else None

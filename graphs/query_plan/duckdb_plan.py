@@ -1,0 +1,99 @@
+"""Plans of DuckDB, as `EXPLAIN (FORMAT json)` gives them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from graft.graphs.query_plan.plan_operator import PlanOperator, parse_plan, texts
+
+_KINDS = {
+    **dict.fromkeys(("SEQ_SCAN", "TABLE_SCAN"), "scan"),
+    "INDEX_SCAN": "index_scan",
+    **dict.fromkeys(("COLUMN_DATA_SCAN", "DELIM_SCAN", "CTE_SCAN", "DUMMY_SCAN", "EMPTY_RESULT"), "other_scan"),
+    **dict.fromkeys(("HASH_JOIN", "LEFT_DELIM_JOIN", "RIGHT_DELIM_JOIN"), "hash_join"),
+    **dict.fromkeys(("PIECEWISE_MERGE_JOIN", "IE_JOIN", "ASOF_JOIN"), "merge_join"),
+    **dict.fromkeys(("NESTED_LOOP_JOIN", "BLOCKWISE_NL_JOIN", "CROSS_PRODUCT"), "loop_join"),
+    "HASH_GROUP_BY": "hash_aggregate",
+    "PERFECT_HASH_GROUP_BY": "perfect_aggregate",
+    "PARTITIONED_AGGREGATE": "sorted_aggregate",
+    **dict.fromkeys(("UNGROUPED_AGGREGATE", "SIMPLE_AGGREGATE"), "plain_aggregate"),
+    "PROJECTION": "projection",
+    "FILTER": "filter",
+    "ORDER_BY": "sort",
+    "TOP_N": "top_n",
+    **dict.fromkeys(("LIMIT", "STREAMING_LIMIT", "LIMIT_PERCENT"), "limit"),
+    "UNION": "union",
+    **dict.fromkeys(("WINDOW", "STREAMING_WINDOW"), "window"),
+    "CTE": "materialise",
+}
+
+
+def read_duckdb_plan(plan: str | list[Any] | dict[str, Any]) -> PlanOperator:
+    """The operators of a plan, from `EXPLAIN (FORMAT json)`.
+
+    Raises:
+        ValueError: the JSON is of another shape.
+    """
+    root = parse_plan(plan, "DuckDB")
+    found: list[dict[str, Any]] = []
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        children = node.get("children", [])
+        if not isinstance(node.get("name"), str) or not isinstance(children, list):
+            raise ValueError(
+                f"each node of a DuckDB plan has a `name` and a list of `children`, got one with {sorted(node)}."
+            )
+        if any(not isinstance(child, dict) for child in children):
+            raise ValueError(f"`children` of {node['name']} must be objects, got {children!r:.80}.")
+        found.append(node)
+        waiting.extend(children)
+    made: dict[int, PlanOperator] = {}
+    for node in reversed(found):
+        made[id(node)] = _operator(node, tuple(made[id(child)] for child in node.get("children", [])))
+    return made[id(root)]
+
+
+def _operator(node: dict[str, Any], children: tuple[PlanOperator, ...]) -> PlanOperator:
+    information = node.get("extra_info") or {}
+    if not isinstance(information, dict):
+        raise ValueError(f"`extra_info` of {node['name']} must be an object, got {information!r:.80}.")
+    name = node["name"].strip()
+    kind = _KINDS.get(name, "other_scan" if "SCAN" in name or name.startswith("READ_") else "other")
+    projections = texts(information.get("Projections"))
+    reads_table = "Table" in information
+    return PlanOperator(
+        kind=kind,
+        name=name,
+        rows=_cardinality(name, information.get("Estimated Cardinality"), children),
+        children=children,
+        table=str(information["Table"]) if reads_table else None,
+        columns=projections if reads_table else (),
+        predicates=tuple(
+            text for field in ("Filters", "Expression", "Conditions") for text in texts(information.get(field))
+        ),
+        join_type=_join_type(information.get("Join Type")) if kind.endswith("_join") else None,
+        outputs=len(projections),
+        groups=len(texts(information.get("Groups"))),
+        aggregates=len(texts(information.get("Aggregates"))),
+        sort_keys=len(texts(information.get("Order By"))),
+    )
+
+
+def _cardinality(name: str, text: Any, children: tuple[PlanOperator, ...]) -> float:
+    """The estimate, or where DuckDB writes none (a limit, a cross product of nothing), the largest child's."""
+    if text is None:
+        return max((child.rows for child in children), default=0.0)
+    digits = re.sub(r"[~,\s]", "", str(text))
+    if not re.fullmatch(r"\d+(\.\d+)?", digits):
+        raise ValueError(f"`Estimated Cardinality` of {name} must be a number, got {text!r}.")
+    return float(digits)
+
+
+def _join_type(text: Any) -> str:
+    word = str(text or "INNER").upper()
+    for part, kind in (("ANTI", "anti"), ("SEMI", "semi"), ("INNER", "inner")):
+        if part in word:
+            return kind
+    return "outer" if word in ("LEFT", "RIGHT", "OUTER", "FULL") else "other_join"

@@ -1,0 +1,1 @@
+"""A model of what a query costs: messages up its plan."""
