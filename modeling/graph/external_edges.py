@@ -13,6 +13,8 @@ from torch.nn.functional import pad
 
 from .external_graph import ExternalGraph, PassShape
 
+_BLOCK = 64  # rows whose pairs are written out
+
 
 def edge_messages(nodes: Tensor, edges: tuple[Tensor, Tensor, Tensor], target: int) -> Tensor:
     """sum_j e_ij z_j by adding up over edges, O(edges x width).
@@ -37,33 +39,32 @@ def sum_of_duplicates(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return once, weight.new_zeros(once.shape[0]).index_add(0, place, weight)
 
 
-def prefix_sums(values: Tensor) -> Tensor:
-    """(batch, source, ...) to (batch, source + 1, ...): entry i sums those before i, in float64 or int64.
-
-    A difference of two of them is the sum of a range; in float32, all that a device of Apple has, it loses what long
-    inputs add up to.
-    """
-    widest = torch.float32 if values.device.type == "mps" else torch.float64
-    wide = values.to(widest if values.is_floating_point() else torch.int64)
-    front = wide.new_zeros(wide.shape[0], 1, *wide.shape[2:])
-    return torch.cat([front, wide.cumsum(1)], dim=1)
-
-
 def take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (batch, rows) of (batch, source) or (batch, source, width)."""
-    if values.dim() == 2:
-        return values.gather(1, index)
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+    """Rows `index` (batch, rows) of values (batch, source, width)."""
+    starts = torch.arange(values.shape[0], device=index.device)[:, None] * values.shape[1]
+    return values.reshape(-1, values.shape[-1])[index + starts]
 
 
-def chunk_ends(chunk_ids: Tensor, count: int) -> Tensor:
-    """(batch, source) ids to (batch, count + 1): chunk c lies in the range from entry c to before entry c + 1.
+def chunk_sizes(chunk_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """How many tokens each chunk has, (batch, count), and each token's place in its chunk from 1, (batch, source)."""
+    in_chunk = (chunk_ids >= 0).long()
+    sizes = in_chunk.new_zeros(chunk_ids.shape[0], count).scatter_add(1, chunk_ids.clamp(min=0), in_chunk)
+    before = (sizes.cumsum(1) - sizes).gather(1, chunk_ids.clamp(min=0))
+    return sizes, in_chunk.cumsum(1) - before
 
-    Tokens of no chunk may lie in the range of one.
+
+def segments(chunk_ids: Tensor, target: int, size: int, count: int) -> Tensor:
+    """Numbers of runs of tokens in one chunk and one block of `size` rows; all tokens before the rows are one block.
+
+    Args:
+        chunk_ids: (batch, source); its last `target` are those of the rows.
+        count: number given to tokens of no chunk, above all others.
     """
     latest = chunk_ids.cummax(1).values
-    numbers = torch.arange(count, device=chunk_ids.device).expand(chunk_ids.shape[0], -1)
-    return pad(torch.searchsorted(latest, numbers.contiguous(), right=True), (1, 0))
+    place = torch.arange(chunk_ids.shape[1], device=chunk_ids.device) - (chunk_ids.shape[1] - target)
+    block = place.clamp(min=-1).div(size, rounding_mode="floor")
+    begins = (latest.diff(dim=1, prepend=latest[:, :1]) != 0) | (block.diff(prepend=block[:1]) != 0)
+    return begins.cumsum(1).masked_fill(chunk_ids < 0, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,22 +72,21 @@ class ChunkSums:
     """m_i = sum_{c' < c} a_cc' sum_{j in c'} z_j + b_i sum_{j <= i, j in c} z_j for a token i of chunk c.
 
     a_cc' = min(1, W_cc' / n_c') for the n_c' tokens of a chunk, and b_i = min(1, W_cc / n) for the n tokens of the own
-    chunk up to i: means weighed by W, of edges that weigh at most 1. Only the own chunk of a token is not finished, so
-    ranges of prefix sums and one product of chunks x chunks say all: O(source x width + chunks^2 x width).
+    chunk up to i: means weighed by W, of edges that weigh at most 1. Tokens are cut into segments of one chunk and one
+    block of rows each. A row reads sums of earlier segments, which are the same for all rows of its own, and the part
+    of its own up to itself: O(source x width) and a product of segments x segments.
 
     Args:
-        in_chunk: (batch, source), whether a token has a chunk.
-        ends: (batch, chunks + 1), see `chunk_ends`.
-        own: (batch, target), the chunk of each row, 0 if it has none.
-        far: a (batch, chunks, chunks), 0 from the diagonal on.
+        segment: (batch, source), the number of each token's segment, the last for tokens of no chunk.
+        between: (batch, 2 x segments, segments): a for each pair, then which are earlier ones of the same chunk.
         near: b (batch, target), 0 for a row without chunk.
+        within: (batch, blocks, size, size): b in the own segment up to the row itself.
     """
 
-    in_chunk: Tensor
-    ends: Tensor
-    own: Tensor
-    far: Tensor
+    segment: Tensor
+    between: Tensor
     near: Tensor
+    within: Tensor
 
     @classmethod
     def of(cls, chunk_ids: Tensor, weights: Tensor, target: int) -> Self:
@@ -97,26 +97,45 @@ class ChunkSums:
             weights: W (batch or 1, chunks, chunks).
             target: number of rows.
         """
-        count, source = weights.shape[-1], chunk_ids.shape[1]
-        in_chunk, ends = chunk_ids >= 0, chunk_ends(chunk_ids, count)
-        seen = prefix_sums(in_chunk)
-        sizes = take_rows(seen, ends).diff(dim=1)
-        own = chunk_ids[:, source - target :].clamp(min=0)
-        place = (seen[:, source - target + 1 :] - take_rows(seen, take_rows(ends, own))).clamp(min=1)
-        far = torch.minimum(weights.tril(-1) / sizes.clamp(min=1)[:, None], weights.new_ones(()))
-        diagonal = weights.diagonal(dim1=1, dim2=2).expand(own.shape[0], -1)
-        near = (take_rows(diagonal, own) / place).clamp(max=1.0) * in_chunk[:, source - target :]
-        return cls(in_chunk, ends, own, far, near)
+        weights = weights.expand(chunk_ids.shape[0], -1, -1)
+        rows, size = chunk_ids[:, chunk_ids.shape[1] - target :], max(1, min(_BLOCK, target))
+        sizes, places = chunk_sizes(chunk_ids, weights.shape[-1])
+        far = (weights.tril(-1) / sizes.clamp(min=1)[:, None]).clamp(max=1.0)
+        near = weights.diagonal(dim1=1, dim2=2).gather(1, rows.clamp(min=0))
+        near = (near / places[:, chunk_ids.shape[1] - target :].clamp(min=1)).clamp(max=1.0) * (rows >= 0)
+        count = weights.shape[-1] + -(-target // size) + 1
+        segment = segments(chunk_ids, target, size, count)
+        holder = segment.new_full((segment.shape[0], count + 1), -1).scatter(1, segment, chunk_ids)[:, :count]
+        between = torch.cat([_of_pairs(far, holder), _same(holder).tril(-1).to(far.dtype)], dim=1)
+        missing = (0, -target % size)
+        within = _same(pad(rows, missing, value=-1).unflatten(1, (-1, size))).tril()
+        return cls(segment, between, near, within * pad(near, missing).unflatten(1, (-1, size))[..., None])
 
     def messages(self, nodes: Tensor) -> Tensor:
         """What the rows read of nodes (batch, source, width): (batch, target, width)."""
-        source, target = nodes.shape[1], self.own.shape[1]
-        prefix = prefix_sums(nodes.masked_fill(~self.in_chunk[..., None], 0.0))
-        edge = take_rows(prefix, self.ends)
-        finished = self.far.to(nodes.dtype) @ edge.diff(dim=1).to(nodes.dtype)
-        begun = (prefix[:, source - target + 1 :] - take_rows(edge, self.own)).to(nodes.dtype)
-        has_chunk = self.in_chunk[:, source - target :, None]
-        return take_rows(finished, self.own) * has_chunk + self.near.to(nodes.dtype)[..., None] * begun
+        (batch, source, width), target, count = nodes.shape, self.near.shape[1], self.between.shape[-1]
+        starts = torch.arange(batch, device=nodes.device)[:, None] * (count + 1)
+        sums = nodes.new_zeros(batch * (count + 1), width)
+        sums = sums.index_add(0, (self.segment + starts).flatten(), nodes.reshape(-1, width)).unflatten(0, (batch, -1))
+        earlier = self.between.to(nodes.dtype) @ sums[:, :count]
+        finished, begun = (pad(part, (0, 0, 0, 1)) for part in earlier.chunk(2, dim=1))  # nothing, for those of none
+        own, place = nodes[:, source - target :], self.segment[:, source - target :]
+        blocks = pad(own, (0, 0, 0, self.within.shape[1] * self.within.shape[2] - target))
+        read = self.within.to(nodes.dtype) @ blocks.unflatten(1, self.within.shape[1:3])
+        near = self.near.to(nodes.dtype)[..., None]
+        return read.flatten(1, 2)[:, :target] + take_rows(finished, place) + near * take_rows(begun, place)
+
+
+def _of_pairs(far: Tensor, holder: Tensor) -> Tensor:
+    """(batch, chunks, chunks) for pairs of segments, of the chunks `holder` (batch, segments)."""
+    index, count = holder.clamp(min=0), far.shape[-1]
+    rows = far.gather(1, index[..., None].expand(-1, -1, count))
+    return rows.gather(2, index[:, None].expand(-1, index.shape[1], -1))
+
+
+def _same(numbers: Tensor) -> Tensor:
+    """(..., n) to (..., n, n): whether two are of one chunk."""
+    return (numbers[..., :, None] == numbers[..., None, :]) & (numbers >= 0)[..., None]
 
 
 @dataclass(frozen=True, eq=False)
