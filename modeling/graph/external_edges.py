@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding_bag, pad
 
 from .external_graph import ExternalGraph, PassShape
 
@@ -21,7 +21,7 @@ def edge_messages(nodes: Tensor, edges: tuple[Tensor, Tensor, Tensor], target: i
 
     Args:
         nodes: (batch, source, width); its last `target` are the rows.
-        edges: rows among (batch x target) and sources among (batch x source), both flat, and weights; each (edges,).
+        edges: rows among (batch x target), in order, sources among (batch x source), and weights; each (edges,).
         target: number of rows.
 
     Returns:
@@ -29,8 +29,11 @@ def edge_messages(nodes: Tensor, edges: tuple[Tensor, Tensor, Tensor], target: i
     """
     row, source, weight = edges
     batch, _, width = nodes.shape
-    read = nodes.reshape(-1, width)[source] * weight.to(nodes.dtype)[:, None]
-    return nodes.new_zeros(batch * target, width).index_add(0, row, read).view(batch, target, width)
+    starts = torch.searchsorted(row, torch.arange(batch * target, device=row.device))
+    read = embedding_bag(
+        source, nodes.reshape(-1, width), starts, mode="sum", per_sample_weights=weight.to(nodes.dtype)
+    )
+    return read.view(batch, target, width)
 
 
 def sum_of_duplicates(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
