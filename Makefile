@@ -3,11 +3,13 @@
 #   VENV=path           the virtual environment, made if absent
 #   PYTHON=python3.12   what makes it
 #   TORCH_INDEX=URL     an index to look at first for torch, e.g. https://download.pytorch.org/whl/cpu
+#   JOBS=2              how many processes run the tests of `make test`
 #   INSTALL=wheel       install graft as a user has it, not as links to this checkout
 
 PYTHON ?= python3
 VENV ?= .venv
 INSTALL ?= strict
+JOBS ?= 2
 TORCH_INDEX ?=
 CONSTRAINTS ?= constraints.txt
 
@@ -33,7 +35,7 @@ quickstart: install models
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: install models test-oldest
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest
