@@ -1,1 +1,1 @@
-"""Graphs made from what is not yet a graph: plans of databases, documents."""
+"""Graphs made from what is not yet a graph: plans of databases, texts."""

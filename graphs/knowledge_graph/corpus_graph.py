@@ -1,0 +1,62 @@
+"""The whole way from chunks to a folder of files, which goes on after a kill where it was stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from graft.graphs.knowledge_graph import graph_files, graph_page
+from graft.graphs.knowledge_graph.graph_building import GraphSettings, KnowledgeGraph, build_graph
+from graft.graphs.knowledge_graph.mention_shards import (
+    SHARD,
+    ExtractorChoice,
+    extract_mentions,
+    read_mentions,
+    shard_path,
+)
+from graft.graphs.knowledge_graph.mentions import TextChunk
+
+logger = logging.getLogger(__name__)
+
+
+def build_knowledge_graph(
+    chunks: Sequence[TextChunk],
+    folder: str | Path,
+    choice: ExtractorChoice | None = None,
+    settings: GraphSettings | None = None,
+    workers: int = 1,
+    shard: int = SHARD,
+) -> KnowledgeGraph:
+    """Write graph.graphml, graph.json, mentions.parquet, merges.json, graph.png and graph.html into `folder`.
+
+    Mentions go to `folder`/shards first, `shard` chunks a file; a second call reads those again that still fit the
+    texts and the extractor. The same chunks and settings give the same bytes, however often it was stopped.
+
+    Raises:
+        ValueError: there are no chunks, two share document and index, or an option is out of range.
+        ImportError, OSError: the extractor's library or model is absent.
+    """
+    folder, choice = Path(folder), choice or ExtractorChoice()
+    _check(chunks)
+    for done, total in extract_mentions(chunks, folder / "shards", choice, workers, shard):
+        logger.info("%d of %d shards have their mentions", done, total)
+    shards = [shard_path(folder / "shards", number) for number in range(-(-len(chunks) // shard))]
+    found = build_graph((mention for path in shards for mention in read_mentions(path)), settings)
+    graph_files.write_graphml(found.graph, folder / "graph.graphml")
+    graph_files.write_graph_json(found.graph, folder / "graph.json")
+    graph_files.write_mentions(found, folder / "mentions.parquet")
+    graph_files.write_merges(found, folder / "merges.json")
+    documents = len({chunk.document for chunk in chunks})
+    title = f"What {documents:,} documents name, and what stands together"
+    if len(found.graph):
+        graph_page.write_picture(found, folder / "graph.png", title)
+    graph_page.write_page(found, chunks, folder / "graph.html", title)
+    return found
+
+
+def _check(chunks: Sequence[TextChunk]) -> None:
+    if not chunks:
+        raise ValueError("`chunks` is empty: there is no text to read.")
+    if len({(chunk.document, chunk.index) for chunk in chunks}) < len(chunks):
+        raise ValueError("`chunks` has two chunks with the same document and index.")

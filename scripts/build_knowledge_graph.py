@@ -1,0 +1,82 @@
+"""Build a graph of what texts name, and of what stands together in their sentences.
+
+python scripts/build_knowledge_graph.py books/ --out graph/
+python scripts/build_knowledge_graph.py chunks.parquet --out graph/ --extractor gazetteer:names.txt
+
+It writes graph.graphml, graph.json, mentions.parquet, merges.json, graph.png and graph.html.
+After a kill, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; a mistake ends the process with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="graft-knowledge-graph", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", type=Path, help="folder of .txt, .md, .rst; .jsonl; .parquet; or a saved data set")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--text-field", default="text", help="key or column of rows that are whole documents")
+    parser.add_argument("--chunk-characters", type=int, default=2000, help="documents are cut into chunks this long")
+    parser.add_argument(
+        "--extractor",
+        default="keyphrase",
+        help="keyphrase[:LANGUAGE], capitalised, gazetteer:FILE, spacy:MODEL or gliner:MODEL",
+    )
+    parser.add_argument("--label", action="append", default=[], help="what GLiNER shall find; may be repeated")
+    parser.add_argument("--window", type=int, default=1, help="sentences within which entities stand together")
+    parser.add_argument("--min-weight", type=int, default=2, help="least count of an edge")
+    parser.add_argument("--min-npmi", type=float, default=0.0, help="least mutual information of an edge, -1 to 1")
+    parser.add_argument("--max-nodes", type=int, help="keep the nodes of highest PageRank")
+    parser.add_argument("--aliases", type=Path, help="JSON object: surface -> name to use")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build; 2 and one line on stderr for a user's mistake."""
+    given = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return _build(given)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"graft-knowledge-graph: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _build(given: argparse.Namespace) -> int:
+    from graft.graphs.knowledge_graph.chunk_sources import read_chunks
+    from graft.graphs.knowledge_graph.corpus_graph import build_knowledge_graph
+    from graft.graphs.knowledge_graph.graph_building import GraphSettings
+    from graft.graphs.knowledge_graph.mention_shards import ExtractorChoice
+
+    settings = GraphSettings(
+        window=given.window,
+        min_weight=given.min_weight,
+        min_npmi=given.min_npmi,
+        max_nodes=given.max_nodes,
+        aliases=json.loads(given.aliases.read_text(encoding="utf-8")) if given.aliases else {},
+    )
+    choice = ExtractorChoice(given.extractor, tuple(given.label))
+    chunks = read_chunks(given.input, given.text_field, given.chunk_characters)
+    found = build_knowledge_graph(chunks, given.out, choice, settings, given.workers)
+    logger.info(
+        "%s chunks, %s mentions, %s nodes, %s edges, %s merges; the page is %s",
+        *(len(chunks), len(found.mentions), len(found.graph), found.graph.number_of_edges(), len(found.merges)),
+        given.out / "graph.html",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
