@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from graft.trainer.arguments import RunConfiguration
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.graph_adapter import graph_adapter_config
 from graft.trainer.metrics import METRIC_VALUES, TOKEN_METRICS, metric_named
 
 
@@ -50,6 +51,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
         _check_chunks,
         _check_memory,
         _check_graph,
+        _check_adapter,
         _check_generation,
         _check_metrics,
         _check_best_model,
@@ -147,6 +149,16 @@ def _check_graph(configuration: RunConfiguration) -> None:
             "The blocks `graph` and `adapter` exclude each other: new graph layers would be missing from the saved "
             "adapter; name what trains in `graph.train` instead."
         )
+
+
+def _check_adapter(configuration: RunConfiguration) -> None:
+    if configuration.adapter is None or configuration.adapter.type == "lora":
+        return
+    if configuration.model.task != "causal":
+        raise ConfigurationError(
+            f"`adapter.type` 'sparse_gin' is for `model.task` 'causal', got {configuration.model.task!r}."
+        )
+    graph_adapter_config(configuration.adapter)
 
 
 def _check_generation(configuration: RunConfiguration) -> None:

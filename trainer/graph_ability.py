@@ -81,7 +81,7 @@ class GraphAbility:
 
     def card_section(self) -> str:
         """What graph layers do, and the options that are not the defaults."""
-        changed = _changed(self.options, GNNConfig().to_dict())
+        changed = changed_options(self.options, GNNConfig().to_dict())
         settings = ", ".join(f"`{name}={value!r}`" for name, value in changed.items()) or "the defaults"
         trained = "all parameters" if self.graph.train is None else f"those matching `{self.graph.train}`"
         return (
@@ -90,13 +90,13 @@ class GraphAbility:
         )
 
 
-def _changed(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def changed_options(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value of the options that differ from the defaults."""
     changed: dict[str, Any] = {}
     for name, value in options.items():
         default = defaults.get(name)
         if isinstance(value, dict) and isinstance(default, dict):
-            changed |= _changed(value, default, f"{prefix}{name}.")
+            changed |= changed_options(value, default, f"{prefix}{name}.")
         elif value != default:
             changed[prefix + name] = value
     return changed

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MARKER = "<!-- graft: what you write below this line is kept when this card is written again -->"
 
+_OUR_METHODS = {"SPARSE_GIN": "sparse GIN", "RETROFIT": "retrofit"}  # need graft to be loaded
+
 _PICTURES = ("loss.png", "graph_parameters.png")
 
 _CITATIONS = {
@@ -72,6 +74,7 @@ class CardFacts:
         task: "seq2seq" or "causal".
         base_model: id or folder of the model that was trained further; None after training from scratch.
         relation: of `base_model`: "finetune" or "adapter".
+        method: PEFT's name of the adapter's method, such as "LORA".
         custom_code: the folder holds code that `trust_remote_code` loads.
         memory: non-default options of the memory to attach in the snippet; None without memory, or if it is inside.
         abilities: one Markdown section each.
@@ -84,6 +87,7 @@ class CardFacts:
     task: str
     base_model: str | None = None
     relation: str = "finetune"
+    method: str = "LORA"
     custom_code: bool = False
     memory: Mapping[str, Any] | None = None
     abilities: Sequence[str] = ()
@@ -155,6 +159,8 @@ def usage_snippet(facts: CardFacts) -> str:
         auto = auto.replace("Auto", "AutoPeft", 1)
         lines[0] = f"from peft import {auto}\nfrom transformers import AutoTokenizer"
         loading = f"{auto}.from_pretrained(folder{trust})"
+        if facts.method in _OUR_METHODS:  # PEFT loads no code with an adapter
+            lines[0] = "import graft.registration\n" + lines[0]
     if facts.memory is not None:
         lines[0] = "from graft import UnlimiformerConfig, unlimiform\n" + lines[0]
     lines += ["tokenizer = AutoTokenizer.from_pretrained(folder)", f"model = {loading}"]
@@ -212,6 +218,7 @@ def facts_of_trainer(
         "task": "seq2seq" if getattr(base.config, "is_encoder_decoder", False) else "causal",
         "base_model": finetuned_from or getattr(base.config, "_name_or_path", None) or None,
         "relation": "adapter" if is_adapter else "finetune",
+        "method": _method(trainer.model) if is_adapter else "LORA",
         "custom_code": bool(getattr(base.config, "auto_map", None)) or own_memory,
         "memory": options[0] if options and not own_memory else None,
         "abilities": [ability.card_section() for ability in trainer.abilities],
@@ -223,6 +230,12 @@ def facts_of_trainer(
         "pictures": [name for name in _PICTURES if (output / name).is_file()],
     }
     return CardFacts(**{**known, **trainer.card})
+
+
+def _method(model: Any) -> str:
+    """PEFT's name of the active adapter's method."""
+    kind = model.peft_config[model.active_adapter].peft_type
+    return str(getattr(kind, "value", kind))
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -262,9 +275,11 @@ def _model_index(facts: CardFacts) -> list[dict[str, Any]]:
 
 def _description(facts: CardFacts) -> str:
     kind = "A sequence-to-sequence model" if facts.task == "seq2seq" else "A causal language model"
+    method = {"LORA": "LoRA", **_OUR_METHODS}.get(facts.method, facts.method)
+    how = f"adapted ({method}) from" if facts.relation == "adapter" else "fine-tuned from"
     origin = {
         True: "trained from random weights",
-        False: f"{'adapted (LoRA) from' if facts.relation == 'adapter' else 'fine-tuned from'} `{facts.base_model}`",
+        False: f"{how} `{facts.base_model}`",
     }[facts.base_model is None]
     data = f" on {', '.join(facts.datasets)}" if facts.datasets else ""
     return f"{kind} {origin}{data} with [graft](https://pypi.org/project/graft-transformers/)."

@@ -39,6 +39,7 @@ from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import load_splits, prepare_evaluation, prepare_training, row_counts, rows_during_training
 from graft.trainer.document_chunks import keep_chunk_texts
 from graft.trainer.graph_ability import GraphAbility, GraphPlots, train_graph, with_graph
+from graft.trainer.graph_adapter import GraphAdapterAbility, graph_adapter_config
 from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
 from graft.trainer.resuming import train_or_go_on
@@ -274,6 +275,8 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
     if configuration.graph is not None:
         abilities.append(GraphAbility(configuration.graph, prepared.config))
         callbacks.append(GraphPlots())
+    if configuration.adapter is not None and configuration.adapter.type == "sparse_gin":
+        abilities.append(GraphAdapterAbility(graph_adapter_config(configuration.adapter)))
     if configuration.early_stopping_patience is not None:
         patience, threshold = configuration.early_stopping_patience, configuration.early_stopping_threshold
         callbacks.append(EarlyStoppingCallback(patience, threshold))

@@ -1,6 +1,8 @@
 """scripts/run.py from a configuration file to a finished folder, and what it says to a user's mistakes."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +85,63 @@ def test_adapter_run_saves_the_adapter_alone_and_its_card_snippet_runs(make_run,
     snippet = card.partition("```python\n")[2].partition("```")[0]
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+GRAPH_ADAPTER = ["--adapter.type", "sparse_gin", "--adapter.options", '{"rank": 8, "scale_first": 0.5}']
+SCORED = ["--no-generation", "--metrics", "perplexity", "--training.predict_with_generate=false"]
+
+
+@pytest.mark.parametrize("memory", [[], ["--memory.local_tokens", "8", "--data.eval_views", "full"]])
+def test_graph_adapter_is_trained_alone_and_its_card_snippet_runs(make_run, tmp_path, memory):
+    assert main([str(make_run("causal")), *GRAPH_ADAPTER, *SCORED, *memory]) == 0
+    out = tmp_path / "out"
+    saved = json.loads((out / "adapter_config.json").read_text())
+    assert (saved["peft_type"], saved["rank"]) == ("SPARSE_GIN", 8)
+    assert saved["base_model_name_or_path"] == str(tmp_path / "model")
+    assert not (out / "model.safetensors").exists()
+    weights = load_file(out / "adapter_model.safetensors")
+    record = json.loads((out / "run.json").read_text())
+    assert sum(weight.numel() for weight in weights.values()) == record["parameters"]["trained"]
+    first = load_file(out / "checkpoint-2" / "adapter_model.safetensors")
+    assert any(not first[name].equal(weight) for name, weight in weights.items())
+    card = (out / "README.md").read_text()
+    assert "adapted (sparse GIN) from" in card
+    assert "`rank=8`" in card
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_resumed_graph_adapter_equals_one_that_was_not_stopped(make_run, tmp_path, losses_of):
+    assert main([str(make_run("causal")), *GRAPH_ADAPTER, *SCORED]) == 0
+    out = tmp_path / "out"
+    whole, weights = losses_of(out), load_file(out / "adapter_model.safetensors")
+    shutil.rmtree(out / "checkpoint-4")
+    for name in ("adapter_model.safetensors", "trainer_state.json"):
+        (out / name).unlink()
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    assert main(["--resume", str(out)]) == 0
+    assert losses_of(out) == whole
+    again = load_file(out / "adapter_model.safetensors")
+    assert all(again[name].equal(weight) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("causal", ["--adapter.options", '{"rnk": 8}'], "no 'rnk'; 'sparse_gin' takes .*rank"),
+        ("causal", ["--adapter.options", '{"rank": "wide"}'], "`adapter.options`.*rank"),
+        ("causal", ["--adapter.options", '{"layers_to_transform": [7]}'], "layers_to_transform.*7"),
+        ("causal", ["--adapter.r", "4"], "`r` is of `type` 'lora'"),
+        ("causal", ["--adapter.type", "lora"], "`options` are of `type` 'sparse_gin'"),
+        ("seq2seq", [], "for `model.task` 'causal', got 'seq2seq'"),
+    ],
+)
+def test_a_wrong_graph_adapter_is_one_error(make_run, tmp_path, capsys, task, options, message):
+    assert main([str(make_run(task)), *GRAPH_ADAPTER, *options]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_text_without_target_is_scored_by_likelihood(make_run, tmp_path):
