@@ -1,16 +1,13 @@
 """Pushed by the real client to a server of our own, loaded by id where graft cannot be imported: the same model."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
+from hub_server import HubServer
 
 MODELS = """
 import torch
@@ -131,10 +128,7 @@ model.push_to_hub("me/retro", token="hf_a_secret")
 @pytest.fixture
 def hub(tmp_path):
     """A running server, and a function that runs a program with it as its Hub and a home of its own."""
-    spec = importlib.util.spec_from_file_location("hub_server", HERE / "hub_server.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.HubServer(token="hf_a_secret") as server:
+    with HubServer(token="hf_a_secret") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
         def run(code, *arguments, home="home", succeeds=True):

@@ -59,14 +59,10 @@ def train_graph(model: nn.Module, graph: GraphArguments) -> None:
         raise ConfigurationError(f"`graph.train`: {error}") from error
 
 
-class GraphAbility:
-    """Graph layers are part of the model: nothing is attached, and batches are read plainly."""
+class PartOfTheModel:
+    """An ability with which nothing is to be attached: batches are read plainly, and the model saves it."""
 
     columns: tuple[str, ...] = ()
-    subject = "graph"
-
-    def __init__(self, graph: GraphArguments, config: PreTrainedConfig) -> None:
-        self.graph, self.options = graph, config.gnn_config.to_dict()
 
     def training_kwargs(self, state: TrainerState) -> dict[str, Any]:
         """Nothing."""
@@ -77,12 +73,20 @@ class GraphAbility:
         return nullcontext()
 
     def save(self, folder: Path) -> None:
-        """Nothing: options are in the model's config."""
+        """Nothing: options are in the config of the model or of its adapter."""
+
+
+class GraphAbility(PartOfTheModel):
+    """Graph layers."""
+
+    subject = "graph"
+
+    def __init__(self, graph: GraphArguments, config: PreTrainedConfig) -> None:
+        self.graph, self.options = graph, config.gnn_config.to_dict()
 
     def card_section(self) -> str:
         """What graph layers do, and the options that are not the defaults."""
-        changed = changed_options(self.options, GNNConfig().to_dict())
-        settings = ", ".join(f"`{name}={value!r}`" for name, value in changed.items()) or "the defaults"
+        settings = changed_settings(self.options, GNNConfig().to_dict())
         trained = "all parameters" if self.graph.train is None else f"those matching `{self.graph.train}`"
         return (
             "**Graphs.** Attention makes a weighted graph of the tokens, along which messages run from earlier to "
@@ -90,13 +94,18 @@ class GraphAbility:
         )
 
 
-def changed_options(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def changed_settings(options: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """The options that differ from the defaults, for a card."""
+    return ", ".join(f"`{name}={value!r}`" for name, value in _changed(options, defaults).items()) or "the defaults"
+
+
+def _changed(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value of the options that differ from the defaults."""
     changed: dict[str, Any] = {}
     for name, value in options.items():
         default = defaults.get(name)
         if isinstance(value, dict) and isinstance(default, dict):
-            changed |= changed_options(value, default, f"{prefix}{name}.")
+            changed |= _changed(value, default, f"{prefix}{name}.")
         elif value != default:
             changed[prefix + name] = value
     return changed

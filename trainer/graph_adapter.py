@@ -12,7 +12,10 @@ from torch import nn
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.trainer.arguments import AdapterArguments, ModelArguments
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.graph_ability import GraphAbility, changed_options
+from graft.trainer.graph_ability import PartOfTheModel, changed_settings
+
+OPTIONS = {each.name for each in fields(SparseGINConfig)} - {each.name for each in fields(PeftConfig)}
+"""Names of what SparseGINConfig adds to any PEFT config."""
 
 
 def graph_adapter_config(adapter: AdapterArguments) -> SparseGINConfig:
@@ -21,9 +24,9 @@ def graph_adapter_config(adapter: AdapterArguments) -> SparseGINConfig:
     Raises:
         ConfigurationError: an option that SparseGINConfig does not have, or a value that it refuses.
     """
-    own = sorted({each.name for each in fields(SparseGINConfig)} - {each.name for each in fields(PeftConfig)})
-    if unknown := sorted(set(adapter.options) - set(own)):
-        raise ConfigurationError(f"`adapter.options` has no {unknown[0]!r}; 'sparse_gin' takes {', '.join(own)}.")
+    if unknown := sorted(set(adapter.options) - OPTIONS):
+        allowed = ", ".join(sorted(OPTIONS))
+        raise ConfigurationError(f"`adapter.options` has no {unknown[0]!r}; 'sparse_gin' takes {allowed}.")
     try:
         return SparseGINConfig(task_type="CAUSAL_LM", **adapter.options)
     except (StrictDataclassError, ValueError, TypeError) as error:
@@ -46,17 +49,17 @@ def with_graph_adapter(model: Any, adapter: AdapterArguments, arguments: ModelAr
     return adapted
 
 
-class GraphAdapterAbility(GraphAbility):
-    """The adapter lies inside the model: nothing is attached, and batches are read plainly."""
+class GraphAdapterAbility(PartOfTheModel):
+    """Graph networks beside the attention of a frozen base."""
+
+    subject = "graph"
 
     def __init__(self, config: SparseGINConfig) -> None:
-        own = {each.name for each in fields(SparseGINConfig)} - {each.name for each in fields(PeftConfig)}
-        self.options = {name: value for name, value in config.to_dict().items() if name in own}
+        self.options = {name: value for name, value in config.to_dict().items() if name in OPTIONS}
 
     def card_section(self) -> str:
         """What the adapter adds, and the options that are not the defaults."""
-        changed = changed_options(self.options, SparseGINConfig().to_dict())
-        settings = ", ".join(f"`{name}={value!r}`" for name, value in changed.items()) or "the defaults"
+        settings = changed_settings(self.options, SparseGINConfig().to_dict())
         return (
             "**Graph adapter (sparse GIN).** Behind the attention of the frozen base a graph network passes messages "
             f"along edges made of that attention (arXiv 2501.02393). Settings: {settings}."

@@ -168,8 +168,7 @@ class Unlimited(Attachment):
             RuntimeError: the attachment was removed.
         """
         self.check_attached()
-        prefix = None if prefix_ids is None else (prefix_ids, prefix_mask)
-        return remember(self.model, self.config, (input_ids, attention_mask), progress, prefix)
+        return remember(self.model, self.config, (input_ids, attention_mask), progress, (prefix_ids, prefix_mask))
 
     def append(
         self, memory: Memory, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False
@@ -247,13 +246,17 @@ def remember(
     config: UnlimiformerConfig,
     documents: Padded,
     progress: bool = False,
-    prefix: Padded | None = None,
+    prefix: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Memory:
-    """Read documents with a model whose attention is served; `prefix` is as `documents`, one for each of them."""
+    """Read documents with a model whose attention is served; `prefix` is as `documents`, one for each, or no ids."""
     real = Documents(*real_tokens(*documents, vocabulary_size(model)))
-    if prefix is not None:
+    prefix_ids, prefix_mask = prefix
+    if prefix_ids is not None:
         window = resolve_window(model.config, config)
-        real = _with_prefixes(model, window, real, real_tokens(*prefix, vocabulary_size(model), "prefix_ids"))
+        tokens = real_tokens(prefix_ids, prefix_mask, vocabulary_size(model), "prefix_ids")
+        real = _with_prefixes(model, window, real, tokens)
+    elif prefix_mask is not None:
+        raise ValueError("`prefix_mask` says which of `prefix_ids` are real, but `prefix_ids` is None.")
     return _read(model, config, real, progress)
 
 

@@ -40,8 +40,9 @@ class BuiltInMemory(SavesItsCode, _Model):
 
         `prefix_ids` (documents, tokens) stand in front of every window of an encoder.
         """
-        prefix = None if prefix_ids is None else (prefix_ids, prefix_mask)
-        return remember(self, self.config.unlimiformer_config, (input_ids, attention_mask), progress, prefix)
+        return remember(
+            self, self.config.unlimiformer_config, (input_ids, attention_mask), progress, (prefix_ids, prefix_mask)
+        )
 
     def append(
         self, memory: Memory, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False

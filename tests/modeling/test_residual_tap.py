@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from tiny_decoders import SIZES, tiny_decoder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from graft import UnlimiformerConfig, UnlimiformerLlamaConfig, UnlimiformerLlamaForCausalLM, unlimiform
@@ -13,39 +14,7 @@ from graft.modeling.residual_tap import PLACES, tap_residual, tappable_layers
 from graft.modeling.transformers_compat import CACHE_ARGUMENT
 
 FAMILIES = sorted(set(PLACES) - {"graft_unlimiformer_llama"})
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 40,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
-OF_FAMILY = {
-    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
-    | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-    "granite": {"residual_multiplier": 0.25},
-    "mistral": {"sliding_window": 8},
-    "phi3": {"resid_pdrop": 0.0},
-}
 IDS = torch.randint(3, 61, (2, 12), generator=torch.Generator().manual_seed(0))
-
-
-def build(family, dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    given = {name: value for name, value in SIZES.items() if family != "gpt2" or "token" in name or "voc" in name}
-    config = AutoConfig.for_model(family, **{**given, **OF_FAMILY.get(family, {}), **options})
-    model = AutoModelForCausalLM.from_config(config)
-    for name, parameter in model.named_parameters():
-        if "norm" in name or "ln_" in name or name.endswith("bias"):
-            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
-    return model.to(dtype).eval()
 
 
 def logits(model, ids=IDS):
@@ -93,7 +62,7 @@ def naive_forward(family, layer, x, seen):
             seen.append(h + a)
             h = h + a + x(h + a)
             return h + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(h)))
-        scale = 0.25 if family == "granite" else 1.0
+        scale = 0.5 if family == "granite" else 1.0
         seen.append(h + scale * a)
         h = h + scale * a + x(h + scale * a)
         return h + scale * layer.mlp(layer.post_attention_layernorm(h))
@@ -108,7 +77,7 @@ def curved(hidden):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tap_sees_h_plus_a_and_adds_to_it_as_a_layer_written_that_way(family):
-    model, attachment, seen, naive_seen = build(family), Attachment(), [], []
+    model, attachment, seen, naive_seen = tiny_decoder(family), Attachment(), [], []
 
     def update(hidden, keywords):
         seen.append(hidden)
@@ -125,13 +94,13 @@ def test_a_tap_sees_h_plus_a_and_adds_to_it_as_a_layer_written_that_way(family):
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
     for ours, naive in zip(seen, naive_seen, strict=True):
         torch.testing.assert_close(ours, naive, rtol=1e-11, atol=1e-11)
-    assert not torch.allclose(found, logits(build(family)), atol=1e-3)
+    assert not torch.allclose(found, logits(tiny_decoder(family)), atol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adding_nothing_and_adding_zero_change_no_bit(family, dtype):
-    model = build(family, dtype)
+    model = tiny_decoder(family, dtype)
     before = logits(model)
     for update in (lambda hidden, keywords: None, lambda hidden, keywords: torch.zeros_like(hidden)):
         with Attachment() as attachment:
@@ -142,7 +111,7 @@ def test_adding_nothing_and_adding_zero_change_no_bit(family, dtype):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_removal_leaves_no_hook_no_attribute_and_the_same_bits(family):
-    model = build(family)
+    model = tiny_decoder(family)
     before, found = logits(model), leftovers(model)
     attachment = Attachment()
     for index in (0, 1, 1, 2):
@@ -155,7 +124,7 @@ def test_removal_leaves_no_hook_no_attribute_and_the_same_bits(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_keyword_of_the_model_reaches_the_tap_with_the_cache(family):
-    model, attachment, seen, mark = build(family), Attachment(), [], object()
+    model, attachment, seen, mark = tiny_decoder(family), Attachment(), [], object()
     tap_residual(attachment, model, 1, lambda hidden, keywords: seen.append(keywords))
     with torch.no_grad():
         output = model(input_ids=IDS, graft_mark=mark, use_cache=True)
@@ -167,7 +136,7 @@ def test_a_keyword_of_the_model_reaches_the_tap_with_the_cache(family):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "gpt2", "granite"])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_gives_the_same_gradients(family, reentrant):
-    model = build(family).train()
+    model = tiny_decoder(family).train()
     weight = torch.nn.Parameter(torch.full((32,), 0.3, dtype=torch.float64))
     attachment, gradients = Attachment(), []
     for index in range(3):
@@ -186,7 +155,7 @@ def test_checkpointing_gives_the_same_gradients(family, reentrant):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "gpt2"])
 def test_threads_see_their_own_stream(family):
-    model, attachment = build(family), Attachment()
+    model, attachment = tiny_decoder(family), Attachment()
     for index in range(3):
         tap_residual(attachment, model, index, lambda hidden, keywords: curved(hidden))
     inputs = [IDS.roll(shift, 1)[:, : 6 + shift] for shift in range(4)]
@@ -211,7 +180,7 @@ def test_threads_see_their_own_stream(family):
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_two_taps_and_a_memory_leave_in_any_order(order):
-    model = build("llama")
+    model = tiny_decoder("llama")
     before, found = logits(model), leftovers(model)
 
     def tap(factor):
@@ -239,7 +208,7 @@ def test_two_taps_and_a_memory_leave_in_any_order(order):
 
 
 def test_our_own_llama_is_tapped_as_the_stock_one():
-    stock = build("llama")
+    stock = tiny_decoder("llama")
     ours = UnlimiformerLlamaForCausalLM(UnlimiformerLlamaConfig(**SIZES)).to(torch.float64).eval()
     ours.load_state_dict(stock.state_dict())
     found = []
@@ -250,7 +219,7 @@ def test_our_own_llama_is_tapped_as_the_stock_one():
 
 
 def test_a_later_tap_sees_what_an_earlier_one_added():
-    model, attachment, seen = build("llama"), Attachment(), []
+    model, attachment, seen = tiny_decoder("llama"), Attachment(), []
 
     def see(hidden, keywords):
         seen.append(hidden)
@@ -263,7 +232,7 @@ def test_a_later_tap_sees_what_an_earlier_one_added():
 
 
 def test_an_error_in_a_layer_leaves_nothing_wrong_behind():
-    model, attachment = build("llama"), Attachment()
+    model, attachment = tiny_decoder("llama"), Attachment()
     tap_residual(attachment, model, 1, lambda hidden, keywords: curved(hidden))
     expected = logits(model)
 
@@ -278,7 +247,7 @@ def test_an_error_in_a_layer_leaves_nothing_wrong_behind():
 
 
 def test_compiling_the_whole_graph_works():
-    model, attachment = build("llama", torch.float32), Attachment()
+    model, attachment = tiny_decoder("llama", torch.float32), Attachment()
     tap_residual(attachment, model, 1, lambda hidden, keywords: curved(hidden))
     expected = logits(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

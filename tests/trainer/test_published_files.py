@@ -1,20 +1,18 @@
 """What leaves the machine: an upload by the real client to a server of our own, in a process of its own."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hub_server import HubServer
 from safetensors.torch import load
 
 from graft.trainer.published_files import check_hub_strategy, is_published
 
-HERE = Path(__file__).parent
 CODE = """
 import sys
 from pathlib import Path
@@ -44,10 +42,7 @@ trainer.push_to_hub()
 
 @pytest.fixture
 def server():
-    spec = importlib.util.spec_from_file_location("hub_server", HERE.parent / "hub_server.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.HubServer() as running:
+    with HubServer() as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tiny_decoders import tiny_decoder
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from graft.configuration.configuration_gnn import GNNConfig
@@ -20,49 +21,22 @@ from graft.modeling.transformers_compat import cache_argument, cache_of
 register_with_peft()
 
 REFUSED = (ValueError, TypeError, StrictDataclassError)
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 40,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": None,
-}
-OF_FAMILY = {
-    "llama": {},
-    "mistral": {"sliding_window": 8},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma": {"hidden_act": "gelu"},
-    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 3.0},
-    "gemma3_text": {"sliding_window": 8},
-    "olmo2": {},
-    "smollm3": {},
-    "granite": {"residual_multiplier": 0.5},
-    "phi3": {},
-    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
-    | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-}
-FAMILIES = list(OF_FAMILY)
+FAMILIES = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "smollm3",
+    "granite",
+    "phi3",
+    "gpt2",
+]
 FEW = ["llama", "mistral", "gemma2", "olmo2", "gpt2"]
 OPTIONS = {"rank": 6, "task_type": "CAUSAL_LM", "dropout": 0.0, "scale_first": 0.5}
-
-
-def build(family="llama", dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    given = {name: value for name, value in SIZES.items() if family != "gpt2" or "token" in name or "voc" in name}
-    config = AutoConfig.for_model(family, **{**given, **OF_FAMILY[family], **options})
-    model = AutoModelForCausalLM.from_config(config)
-    for name, parameter in model.named_parameters():
-        if "norm" in name or "ln_" in name:
-            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
-    return model.to(dtype).eval()
 
 
 def new_weights(model):
@@ -78,7 +52,7 @@ def shake(parameters, seed=1):
 
 
 def fit(family="llama", base=None, adapter_name="default", dtype=torch.float64, **options):
-    base = build(family, dtype) if base is None else base
+    base = tiny_decoder(family, dtype) if base is None else base
     model = get_peft_model(base, SparseGINConfig(**{**OPTIONS, **options}), adapter_name=adapter_name)
     shake([parameter for name, parameter in model.named_parameters() if f".adapters.{adapter_name}." in name])
     return model.eval()
@@ -132,7 +106,7 @@ def test_later_tokens_change_no_earlier_logit_and_the_adapter_acts(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_new_weights_are_trained_and_no_name_of_the_base_changes(family):
-    names = list(build(family).state_dict())
+    names = list(tiny_decoder(family).state_dict())
     model, tokens = fit(family), ids()
     assert list(model.get_base_model().state_dict()) == names
     model.train()(input_ids=tokens, labels=tokens).loss.backward()
@@ -143,7 +117,7 @@ def test_only_new_weights_are_trained_and_no_name_of_the_base_changes(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_disabled_or_unloaded_it_is_the_base_bit_for_bit(family):
-    expected, tokens = logits(build(family), ids()), ids()
+    expected, tokens = logits(tiny_decoder(family), ids()), ids()
     model = fit(family)
     with model.disable_adapter():
         assert torch.equal(logits(model, tokens), expected)
@@ -235,7 +209,7 @@ def test_a_message_runs_along_edges_where_attention_carries_nothing(edge_mode, m
 
     Queries are 0 too: the weight of a self-loop depends on the other keys of its row otherwise.
     """
-    base = build(num_hidden_layers=1)
+    base = tiny_decoder(num_hidden_layers=1)
     for part in ("v_proj", "q_proj"):
         torch.nn.init.zeros_(getattr(base.model.layers[0].self_attn, part).weight)
     model = fit(base=base, edge_mode=edge_mode, storage=storage, adjacency={"combine": "sum"})
@@ -315,7 +289,7 @@ def test_the_adapter_alone_is_saved_and_loads_under_another_name(family, tmp_pat
     config = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(config, SparseGINConfig)
     assert (config.rank, config.adjacency.combine, config.adjacency.cutoff) == (6, "mean", 0.5)
-    loaded = PeftModel.from_pretrained(build(family), tmp_path, adapter_name="another")
+    loaded = PeftModel.from_pretrained(tiny_decoder(family), tmp_path, adapter_name="another")
     assert torch.equal(logits(loaded.eval(), tokens), found)
     assert not new_weights(loaded)
 
@@ -359,7 +333,7 @@ def test_a_cache_filled_without_the_adapter_is_refused():
 
 @pytest.mark.parametrize("first", ["lora", "graph"])
 def test_lora_sits_beside_it_and_each_saves_its_own(first, tmp_path):
-    tokens, base = ids(), build()
+    tokens, base = ids(), tiny_decoder()
     lora_config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     if first == "lora":
         get_peft_model(base, lora_config, adapter_name="lora")
@@ -379,14 +353,14 @@ def test_lora_sits_beside_it_and_each_saves_its_own(first, tmp_path):
     if first == "lora":
         both.save_pretrained(tmp_path, selected_adapters=["lora"])
         assert all("lora_" in name for name in load_file(tmp_path / "lora" / "adapter_model.safetensors"))
-        again = PeftModel.from_pretrained(build(), tmp_path / "lora", adapter_name="lora")
+        again = PeftModel.from_pretrained(tiny_decoder(), tmp_path / "lora", adapter_name="lora")
         again = PeftModel.from_pretrained(again.get_base_model(), tmp_path / "graph", adapter_name="graph")
         assert torch.equal(logits(again.eval(), tokens), found)
         both.train()(input_ids=tokens, labels=tokens).loss.backward()
         trained = {name for name, parameter in both.named_parameters() if parameter.grad is not None}
         assert {("lora_" in name, ".sparse_gin." in name) for name in trained} == {(True, False), (False, True)}
         both.unload()
-        assert not torch.equal(logits(base, tokens), logits(build(), tokens))
+        assert not torch.equal(logits(base, tokens), logits(tiny_decoder(), tokens))
 
 
 def test_two_threads_share_a_model():
@@ -416,7 +390,7 @@ def test_a_copy_has_its_own_weights():
 
 
 def test_a_bfloat16_base_gets_float32_weights():
-    model = get_peft_model(build(dtype=torch.bfloat16), SparseGINConfig(**OPTIONS)).eval()
+    model = get_peft_model(tiny_decoder(dtype=torch.bfloat16), SparseGINConfig(**OPTIONS)).eval()
     assert {parameter.dtype for parameter in new_weights(model)} == {torch.float32}
     found = logits(model, ids())
     assert found.dtype == torch.bfloat16
@@ -424,7 +398,7 @@ def test_a_bfloat16_base_gets_float32_weights():
 
 
 def test_a_few_steps_of_training_lower_the_loss():
-    model, tokens = get_peft_model(build(dtype=torch.float32), SparseGINConfig(**OPTIONS)).train(), ids(4)
+    model, tokens = get_peft_model(tiny_decoder(dtype=torch.float32), SparseGINConfig(**OPTIONS)).train(), ids(4)
     optimiser, losses = torch.optim.AdamW(new_weights(model), lr=1e-2), []
     for _ in range(12):
         loss = model(input_ids=tokens, labels=tokens).loss
@@ -463,7 +437,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 def test_layers_and_families_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match=r"`layers_to_transform` must lie in \[0, 3\) for this model, got \[40\]"):
-        get_peft_model(build(), SparseGINConfig(**{**OPTIONS, "layers_to_transform": [40]}))
+        get_peft_model(tiny_decoder(), SparseGINConfig(**{**OPTIONS, "layers_to_transform": [40]}))
     config = AutoConfig.for_model("mamba", vocab_size=61, hidden_size=16, num_hidden_layers=1)
     with pytest.raises(ValueError, match="'mamba'.*Supported model types"):
         get_peft_model(AutoModelForCausalLM.from_config(config), SparseGINConfig(**OPTIONS))

@@ -4,45 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny_decoders import tiny_decoder
 
 from graft.modeling.retro.retrofit import retrofit
 from graft.modeling.retro.retrofit_config import RetroFitConfig
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 40,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
-OF_FAMILY = {
-    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
-    | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-    "mistral": {"sliding_window": 8},
-    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"sliding_window": 8},
-}
-
 
 def build_decoder(family, dtype=torch.float64, **options):
-    """A stock decoder in eval mode, with norms that are no identity."""
-    torch.manual_seed(0)
-    given = {name: value for name, value in SIZES.items() if family != "gpt2" or "token" in name or "voc" in name}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(family, **{**given, **OF_FAMILY.get(family, {}), **options})
-    )
-    for name, parameter in model.named_parameters():
-        if "norm" in name or "ln_" in name:
-            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
-    return model.to(dtype).eval()
+    """A tiny decoder that may end a text."""
+    return tiny_decoder(family, dtype, **{"eos_token_id": 2, **options})
 
 
 def shake(parameters, seed=1):

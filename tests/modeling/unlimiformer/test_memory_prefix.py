@@ -105,6 +105,12 @@ def test_prefixes_that_cannot_be_are_refused_by_name(tiny, count, tokens, said):
         handle.remember(tiny.ids(1, 30), prefix_ids=tiny.ids(count, tokens))
 
 
+def test_a_mask_of_no_prefix_is_refused(tiny):
+    _, handle = attach(tiny)
+    with pytest.raises(ValueError, match="`prefix_mask` .* but `prefix_ids` is None"):
+        handle.remember(tiny.ids(1, 30), prefix_mask=torch.ones(1, 3))
+
+
 def test_a_decoder_is_asked_behind_its_memory_instead(tiny):
     _, handle = attach(tiny, "llama")
     with pytest.raises(ValueError, match="`prefix_ids` needs an encoder"):
