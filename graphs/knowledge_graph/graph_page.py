@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graft import pages
 from graft.atomic_files import new_file
 from graft.graphs.knowledge_graph.graph_building import KnowledgeGraph, top_nodes
-from graft.graphs.knowledge_graph.graph_layout import spring_layout
+from graft.graphs.knowledge_graph.graph_layout import layout
 from graft.graphs.knowledge_graph.mentions import TextChunk
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ COLOURS = ("#2f6db3", "#d9742b", "#3a8f5c", "#a4508b", "#6b7280", "#b59a2a")
 _STYLE = """<style>
 body { max-width: 84rem; } #kg { display: grid; grid-template-columns: minmax(0, 1fr) 24rem; gap: 1.5rem; }
 #kg svg { width: 100%; background: #fff; border: 1px solid #e4e4e0; border-radius: 6px; }
-#kg circle { cursor: pointer; stroke: #fff; stroke-width: 1; } #kg line { stroke: #9aa0a8; }
+#kg circle { cursor: pointer; stroke: #fff; stroke-width: 1; } #kg line { stroke: #7d848e; }
 #kg text { font: 11px system-ui, sans-serif; fill: #22252a; pointer-events: none; paint-order: stroke;
            stroke: #fff; stroke-width: 3px; }
 #kg .faint { opacity: .12; } #kg .chosen { stroke: #22252a; stroke-width: 3; }
@@ -129,14 +129,14 @@ def _picture(
     graph: networkx.MultiDiGraph, ordered: Sequence[int], edges: Sequence[tuple[int, int, int]], named: Sequence[int]
 ) -> str:
     """An SVG of 1000 x 800; the nodes `named` carry their names."""
-    places = [(30 + 900 * x, 25 + 750 * y) for x, y in spring_layout(_ordered_copy(graph, ordered)).tolist()]
+    places = [(30 + 900 * x, 25 + 750 * y) for x, y in layout(_ordered_copy(graph, ordered)).tolist()]
     parts = ['<svg viewBox="0 0 1000 800" role="img" aria-label="Knowledge graph">']
     for source, target, weight in edges:
         (x1, y1), (x2, y2) = places[source], places[target]
         width = min(0.4 + 0.25 * weight**0.5, 4)
         parts.append(
             f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-            f'stroke-opacity="0.35" stroke-width="{width:.2f}"/>'
+            f'stroke-opacity="0.6" stroke-width="{width:.2f}"/>'
         )
     for node, (x, y), colour in zip(ordered, places, _colours(graph, ordered), strict=True):
         name = escape(graph.nodes[node]["name"])
@@ -206,7 +206,7 @@ def write_picture(found: KnowledgeGraph, path: str | Path, title: str, at_most: 
     parts = networkx.weakly_connected_components(found.graph.subgraph(top_nodes(found.graph, at_most)))
     largest = max(map(sorted, parts), key=lambda part: (len(part), -part[0]))
     graph = _ordered_copy(found.graph.subgraph(largest), largest)
-    places = spring_layout(graph)
+    places = layout(graph)
     figure = Figure(figsize=(11, 8), dpi=144, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -216,7 +216,7 @@ def write_picture(found: KnowledgeGraph, path: str | Path, title: str, at_most: 
     for source, target, data in _edges(graph):
         ends = places[[number[source], number[target]]]
         width = min(0.4 + 0.25 * data["weight"] ** 0.5, 4)
-        axes.plot(ends[:, 0], ends[:, 1], color="#9aa0a8", alpha=0.35, linewidth=width, zorder=1)
+        axes.plot(ends[:, 0], ends[:, 1], color="#7d848e", alpha=0.6, linewidth=width, zorder=1)
     sizes = [_radius(graph, node) ** 2 * 2 for node in largest]
     axes.scatter(places[:, 0], places[:, 1], s=sizes, c=_colours(graph, largest), edgecolors="white", zorder=2)
     for node in top_nodes(graph, named):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from graft.graphs.query_plan.plan_operator import PlanOperator, parse_plan, texts
+from graft.graphs.query_plan.plan_operator import PlanOperator, made_bottom_up, parse_plan, texts
 
 _KINDS = {
     **dict.fromkeys(("SEQ_SCAN", "TABLE_SCAN"), "scan"),
@@ -35,24 +35,18 @@ def read_duckdb_plan(plan: str | list[Any] | dict[str, Any]) -> PlanOperator:
     Raises:
         ValueError: the JSON is of another shape.
     """
-    root = parse_plan(plan, "DuckDB")
-    found: list[dict[str, Any]] = []
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        children = node.get("children", [])
-        if not isinstance(node.get("name"), str) or not isinstance(children, list):
-            raise ValueError(
-                f"each node of a DuckDB plan has a `name` and a list of `children`, got one with {sorted(node)}."
-            )
-        if any(not isinstance(child, dict) for child in children):
-            raise ValueError(f"`children` of {node['name']} must be objects, got {children!r:.80}.")
-        found.append(node)
-        waiting.extend(children)
-    made: dict[int, PlanOperator] = {}
-    for node in reversed(found):
-        made[id(node)] = _operator(node, tuple(made[id(child)] for child in node.get("children", [])))
-    return made[id(root)]
+    return made_bottom_up(parse_plan(plan, "DuckDB"), _inputs, _operator)
+
+
+def _inputs(node: dict[str, Any]) -> list[dict[str, Any]]:
+    children = node.get("children", [])
+    if not isinstance(node.get("name"), str) or not isinstance(children, list):
+        raise ValueError(
+            f"each node of a DuckDB plan has a `name` and a list of `children`, got one with {sorted(node)}."
+        )
+    if any(not isinstance(child, dict) for child in children):
+        raise ValueError(f"`children` of {node['name']} must be objects, got {children!r:.80}.")
+    return children
 
 
 def _operator(node: dict[str, Any], children: tuple[PlanOperator, ...]) -> PlanOperator:

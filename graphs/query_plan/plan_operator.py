@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,30 @@ def parse_plan(plan: str | list[Any] | dict[str, Any], engine: str) -> dict[str,
     if not isinstance(plan, dict):
         raise ValueError(f"`plan` must be one {engine} plan (an object, or a list of one), got {type(plan).__name__}.")
     return plan
+
+
+def made_bottom_up(
+    root: dict[str, Any],
+    inputs: Callable[[dict[str, Any]], list[dict[str, Any]]],
+    make: Callable[[dict[str, Any], tuple[PlanOperator, ...]], PlanOperator],
+) -> PlanOperator:
+    """The operators of a plan; does not recurse, so that depth is no limit.
+
+    Args:
+        root: of the plan in JSON.
+        inputs: gives the nodes that a node reads, or an error if its shape is wrong; nodes are asked from the root on.
+        make: an operator of a node and of what was made of its inputs.
+    """
+    found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        found.append((node, inputs(node)))
+        waiting.extend(found[-1][1])
+    made: dict[int, PlanOperator] = {}
+    for node, children in reversed(found):
+        made[id(node)] = make(node, tuple(made[id(child)] for child in children))
+    return made[id(root)]
 
 
 def texts(value: Any) -> tuple[str, ...]:

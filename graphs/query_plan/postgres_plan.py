@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from graft.graphs.query_plan.plan_operator import PlanOperator, parse_plan, texts
+from graft.graphs.query_plan.plan_operator import PlanOperator, made_bottom_up, parse_plan, texts
 
 _KINDS = {
     **dict.fromkeys(("Seq Scan", "Sample Scan", "Tid Scan", "Bitmap Heap Scan"), "scan"),
@@ -41,23 +41,18 @@ def read_postgres_plan(plan: str | list[Any] | dict[str, Any]) -> PlanOperator:
     root = parse_plan(plan, "PostgreSQL").get("Plan")
     if not isinstance(root, dict):
         raise ValueError("a PostgreSQL plan is an object with a `Plan`, as EXPLAIN (FORMAT JSON) gives it.")
-    found: list[dict[str, Any]] = []
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        children = node.get("Plans", [])
-        if not isinstance(node.get("Node Type"), str) or not isinstance(node.get("Plan Rows"), int | float):
-            raise ValueError(
-                f"each node of a PostgreSQL plan has a `Node Type` and `Plan Rows`, got one with {sorted(node)}."
-            )
-        if not isinstance(children, list) or any(not isinstance(child, dict) for child in children):
-            raise ValueError(f"`Plans` of {node['Node Type']} must be a list of objects, got {children!r:.80}.")
-        found.append(node)
-        waiting.extend(children)
-    made: dict[int, PlanOperator] = {}
-    for node in reversed(found):
-        made[id(node)] = _operator(node, tuple(made[id(child)] for child in node.get("Plans", [])))
-    return made[id(root)]
+    return made_bottom_up(root, _inputs, _operator)
+
+
+def _inputs(node: dict[str, Any]) -> list[dict[str, Any]]:
+    children = node.get("Plans", [])
+    if not isinstance(node.get("Node Type"), str) or not isinstance(node.get("Plan Rows"), int | float):
+        raise ValueError(
+            f"each node of a PostgreSQL plan has a `Node Type` and `Plan Rows`, got one with {sorted(node)}."
+        )
+    if not isinstance(children, list) or any(not isinstance(child, dict) for child in children):
+        raise ValueError(f"`Plans` of {node['Node Type']} must be a list of objects, got {children!r:.80}.")
+    return children
 
 
 def _operator(node: dict[str, Any], children: tuple[PlanOperator, ...]) -> PlanOperator:
