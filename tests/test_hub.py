@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from hub_server import HubServer
+from stranger import program_without
 
 MODELS = """
 import torch
@@ -54,18 +55,10 @@ model.push_to_hub(sys.argv[2], token="hf_a_secret")
 print(json.dumps(logits(model, sys.argv[1]).tolist()))
 """
 )
-STRANGER = """
-import json, sys
-
-
-class NoGraft:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("graft", "faiss"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NoGraft())
-import torch
+STRANGER = (
+    program_without("graft", "faiss")
+    + """
+import json
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 kind, repository, revision = sys.argv[1:]
@@ -82,6 +75,7 @@ decoder = dict(decoder_input_ids=ids[:, :5]) if kind == "bart" else {}
 with torch.no_grad():
     print(json.dumps(model(input_ids=ids, **decoder).logits.tolist()))
 """
+)
 ADAPTERS = (
     MODELS
     + """

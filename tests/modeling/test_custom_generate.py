@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from stranger import program_without
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -28,18 +29,10 @@ LLAMA |= {"num_attention_heads": 2, "max_position_embeddings": 64, "eos_token_id
 OPTIONS = {"max_new_tokens": 6, "do_sample": False}
 MEMORY = {"window": 16, "keys_per_query": 5}
 
-STRANGER = """
-import json, sys
-
-
-class NoGraft:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("graft", "faiss"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NoGraft())
-import torch
+STRANGER = (
+    program_without("graft", "faiss")
+    + """
+import json
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 given = json.load(open(sys.argv[1]))
@@ -52,6 +45,7 @@ found = model.generate(**tensors, **options, **given["options"])
 assert (model.forward, model.config.to_dict(), len(model._forward_pre_hooks)) == before
 print(json.dumps(found.tolist()))
 """
+)
 
 
 def saved_model(family, folder):

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from stranger import program_without
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files
 
@@ -21,22 +22,13 @@ import graft.modeling.remote_code
 from graft.modeling.remote_code import flat_source, write_remote_code
 
 # A process that loads a saved folder as a stranger would: graft cannot be imported there.
-STRANGER = """
-import json, sys
-
-
-class NoGraft:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("graft", "tinywing"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NoGraft())
-import torch
+STRANGER = (
+    program_without("graft", "tinywing")
+    + """
+import json
 import transformers
-
-torch.set_num_threads(1)
 """
+)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from stranger import program_without
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graft.configuration.configuration_gnn import LlamaGNNConfig
@@ -114,21 +115,11 @@ def test_nothing_of_the_old_weights_is_left_out_or_made_up_in_loading(tmp_path):
     assert not report["unexpected_keys"]
 
 
-STRANGER = """
-import sys
-
-
-class NoGraft:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("graft", "faiss"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NoGraft())
-import torch
+STRANGER = (
+    program_without("graft", "faiss")
+    + """
 from transformers import AutoModelForCausalLM
 
-torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     given = torch.load(folder + "/given.pt", weights_only=True)
@@ -136,6 +127,7 @@ for folder in sys.argv[1:]:
     assert torch.equal(model.generate(given["ids"], max_new_tokens=5, do_sample=False), given["tokens"])
     model.save_pretrained(folder + "/again")
 """
+)
 
 
 def test_the_saved_folder_works_where_graft_is_absent_and_can_be_saved_again(tmp_path):

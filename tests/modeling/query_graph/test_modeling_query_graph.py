@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stranger import program_without
 from transformers import AutoConfig, AutoModel
 
 from graft import QueryGraphConfig, QueryGraphForCostEstimation, QueryPlanGraph
@@ -162,18 +163,10 @@ def test_it_is_saved_and_loaded_by_the_auto_classes(model, tmp_path):
     assert estimates(loaded, graphs).equal(estimates(model, graphs))
 
 
-STRANGER = """
-import json, sys
-
-
-class NoGraft:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "graft":
-            raise ModuleNotFoundError(name, name=name)
-
-
-sys.meta_path.insert(0, NoGraft())
-import torch
+STRANGER = (
+    program_without("graft")
+    + """
+import json
 from transformers import AutoModel
 
 folder, batch = sys.argv[1], json.loads(sys.stdin.read())
@@ -182,6 +175,7 @@ with torch.no_grad():
     output = model(**{name: torch.tensor(value) for name, value in batch.items()})
 print(json.dumps(output.log_milliseconds.tolist()))
 """
+)
 
 
 def test_a_saved_folder_runs_where_graft_is_not_installed(model, tmp_path):

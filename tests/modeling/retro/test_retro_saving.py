@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stranger import program_without
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import graft
@@ -64,21 +65,11 @@ def test_the_body_alone_loads_from_a_whole_model(tmp_path):
     assert torch.equal(body(**inputs()).last_hidden_state, model.model(**inputs()).last_hidden_state)
 
 
-STRANGER = """
-import sys
-
-
-class NoGraft:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("graft", "faiss"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NoGraft())
-import torch
+STRANGER = (
+    program_without("graft", "faiss")
+    + """
 from transformers import AutoModelForCausalLM
 
-torch.set_num_threads(1)
 folder = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 given = torch.load(folder + "/given.pt", weights_only=True)
@@ -92,6 +83,7 @@ assert torch.equal(tokens, given["tokens"])
 model.save_pretrained(folder + "/again")
 print(type(model).__module__)
 """
+)
 
 
 def test_the_saved_folder_works_where_graft_is_absent_and_can_be_saved_again(tmp_path):
