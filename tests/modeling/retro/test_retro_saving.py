@@ -1,6 +1,7 @@
 """Saved, loaded, loaded where graft is absent, trained by two processes: always the same model."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,11 +114,12 @@ def test_public_names_are_the_classes_and_known_to_auto_classes():
 
 
 TWO_PROCESSES = """
+import os
 import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 from test_retro_saving import build_model, inputs
 
 torch.set_num_threads(1)
@@ -137,7 +139,8 @@ dist.destroy_process_group()
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(TWO_PROCESSES)
-    arguments = [str(Path(__file__).parent), "{rank}", str(tmp_path / "meeting"), str(tmp_path / "gradients.pt")]
+    folders = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 2))  # this one, and tests/
+    arguments = [folders, "{rank}", str(tmp_path / "meeting"), str(tmp_path / "gradients.pt")]
     runs = [
         subprocess.Popen([sys.executable, str(script), *(argument.format(rank=rank) for argument in arguments)])
         for rank in range(2)
