@@ -4,16 +4,18 @@ python benchmarks/memory_quality.py --model .cache/smollm2-135m-instruct --docum
 
 Of each document the next `scored` tokens after `memory` + `local` are scored several ways: after the local tokens
 only, after a window of tokens, after everything (full context, up to the trained length), and after the local tokens
-with everything before them in memory, by several rules. "calibrated" takes, for each document, the way (local only or
-one of the memories) that best predicts the second half of the local tokens. Prints perplexities, the share of the gap
-from local to full that each closes with a bootstrap interval over documents, and in how many documents it was worse
-than local tokens only; keeps every number in benchmarks/results/.
+with everything before them in memory, by several rules. The rows "auto" choose, for each document, one of the memories
+or the local tokens alone: by `calibrate` on the document's own end, by the second half of the local tokens, or by
+both, with a margin in standard errors; "mixture" weighs the probabilities of the local tokens alone and of the way
+that auto took by how they did on all tokens before. Prints perplexities, the share of the gap from local to full that
+each closes with a bootstrap interval over documents, and in how many documents it was worse than local tokens only, by
+how much, and by more than two standard errors over tokens; after each document, benchmarks/results/ has all numbers.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
-import logging
 import math
 import platform
 import random
@@ -28,67 +30,98 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from graft import Memory, UnlimiformerConfig, unlimiform
 from graft.modeling.unlimiformer.attach import Unlimited
-from graft.modeling.unlimiformer.families import key_rotations
-from graft.modeling.unlimiformer.positions import memory_positions, rotate
+from graft.modeling.unlimiformer.calibration import as_read, next_token_losses, ranked
 
-logger = logging.getLogger(__name__)
-
-
-CALIBRATED = "calibrated"
-Losses = tuple[float, float]
-"""Mean negative log-likelihood of the tokens of the calibration and of the scored ones."""
+Losses = torch.Tensor
+"""Negative log-likelihood in nats, one number a token."""
 
 
-def losses(model, inputs: dict, local: int, scored: int) -> Losses:
-    """Losses of the second half of the last `local` tokens before the scored ones, and of the last `scored` tokens."""
-    with torch.no_grad():
-        logits = model(**inputs).logits[0, -scored - local // 2 - 1 : -1].float()
-    each = torch.nn.functional.cross_entropy(logits, inputs["input_ids"][0, -len(logits) :], reduction="none")
-    return float(each[:-scored].mean()), float(each[-scored:].mean())
+@dataclasses.dataclass
+class Scored:
+    """What one way of reading lost on one document: on the end of its memory, near the scored tokens, on them."""
+
+    end: Losses | None
+    near: Losses
+    scored: Losses
+
+    def known(self, by: str) -> Losses:
+        """What is known before the scored tokens: "end", "near", or "both"."""
+        return {"end": self.end, "near": self.near, "both": torch.cat([self.end, self.near])}[by]
 
 
-def measure(model, memories: dict[str, Memory], ids: torch.Tensor, local: int, arguments) -> dict[str, Losses]:
-    """Every way of scoring the end of one document, (1, memory + local + scored); `memories` by rule of positions."""
-    scored = arguments.scored
-    plain = {"local": local}
+CHOICES = [(by, margin) for by in ("end", "near", "both") for margin in (0.0, 1.0, 2.0)]
+
+
+def measure(unlimited: Unlimited, memory: Memory, ids: torch.Tensor, local: int, arguments) -> dict[str, Scored]:
+    """Every way of scoring the end of one document, (1, memory + local + scored)."""
+    model, scored, near = unlimited.model, arguments.scored, local // 2
+
+    def found(inputs: dict, end: Losses | None = None) -> Scored:
+        losses = next_token_losses(model, inputs, near + scored)
+        return Scored(end, losses[:near], losses[near:])
+
+    candidates = rules_of(memory, arguments)
+    trials = unlimited.calibrate(
+        memory, candidates=list(candidates.values()), local_tokens=local, tokens=arguments.calibrated
+    ).trials
+    ends = {str(trial.config): trial.losses for trial in trials}
+    text = ids[:, -scored - local :]
+    ways = {"local": found({"input_ids": text}, ends["None"])}
     if local < arguments.window:
-        plain[f"window {arguments.window}"] = arguments.window
+        ways[f"window {arguments.window}"] = found({"input_ids": ids[:, -scored - arguments.window :]})
     if ids.shape[1] <= model.config.max_position_embeddings:
-        plain["full context"] = arguments.memory + local
-    found = {
-        name: losses(model, {"input_ids": ids[:, -scored - context :]}, local, scored)
-        for name, context in plain.items()
-    }
-    layers = model.config.num_hidden_layers
-    for rule, memory in memories.items():
-        for first, keys in arguments.rules:
-            kept = None if keys == "all" else int(keys)
-            options = dataclasses.replace(memory.config, keys_per_query=kept, first_layer=int(first * layers))
-            changed = dataclasses.replace(memory, config=options)
-            name = f"memory, {rule}, layers {options.first_layer}-{layers - 1}, keys {keys}"
-            found[name] = losses(model, changed.inputs(ids[:, -scored - local :]), local, scored)
-    candidates = [name for name in found if name == "local" or name.startswith("memory")]
-    found[CALIBRATED] = found[min(candidates, key=lambda name: found[name][0])]
+        ways["full context"] = found({"input_ids": ids})
+    for name, config in candidates.items():
+        ways[name] = found(as_read(model, memory, config).inputs(text), ends[str(config)])
+    return ways | automatic(ways["local"], {name: (config, ways[name]) for name, config in candidates.items()})
+
+
+def rules_of(memory: Memory, arguments: argparse.Namespace) -> dict[str, UnlimiformerConfig]:
+    """The ways of reading a memory that are tried, by name."""
+    layers = memory.model_config.num_hidden_layers
+    found = {}
+    for rule, (first, keys) in itertools.product(arguments.positions, arguments.rules):
+        kept = None if keys == "all" else int(keys)
+        config = dataclasses.replace(
+            memory.config, positions=rule, keys_per_query=kept, first_layer=int(first * layers)
+        )
+        found[f"memory, {rule}, layers {config.first_layer}-{layers - 1}, keys {keys}"] = config
     return found
 
 
-def remember(unlimited: Unlimited, ids: torch.Tensor, arguments: argparse.Namespace) -> dict[str, Memory]:
-    """The memory of a document under each rule of positions, read once."""
-    memory = unlimited.remember(ids)
-    config, model = memory.config, unlimited.model
-    places = {rule: memory_positions(ids.shape[1], arguments.window, rule)[0] for rule in arguments.positions}
-    rotations = key_rotations(model)
-    memories = {}
-    for rule, targets in places.items():
-        moves = targets - places[config.positions]
-        keys = {layer: rotate(tensor, moves, rotations.get(layer)) for layer, tensor in memory.keys.items()}
-        options = dataclasses.replace(config, positions=rule)
-        memories[rule] = dataclasses.replace(memory, config=options, keys=keys if bool(moves.any()) else memory.keys)
-    return memories
+def automatic(local: Scored, memories: dict[str, tuple[UnlimiformerConfig, Scored]]) -> dict[str, Scored]:
+    """The ways that choose among the local tokens alone and the memories, by what is known before the scored ones."""
+    by_config = {str(config): found for config, found in memories.values()} | {"None": local}
+    ways = {}
+    for by, margin in CHOICES:
+        losses = [(config, found.known(by)) for config, found in memories.values()]
+        chosen = by_config[str(ranked(local.known(by), losses, margin)[0].config)]
+        ways[f"auto by {by}, margin {margin:g}"] = chosen
+        if margin == 0:
+            ways[f"mixture, {by}"] = dataclasses.replace(local, scored=mixture(local, chosen))
+    return ways
 
 
-def summarise(rows: list[dict[str, float]], seed: int = 0) -> list[dict[str, float | str | list[float]]]:
+def mixture(*ways: Scored) -> Losses:
+    """Losses of the Bayesian mixture of ways, whose weights follow the losses of all tokens from the near ones on.
+
+    Its sum over tokens is above that of the best way by at most log(number of ways).
+    """
+    losses = torch.stack([torch.cat([way.near, way.scored]) for way in ways]).double()
+    before = losses.cumsum(1) - losses
+    mixed = (-before).logsumexp(0) - (-before - losses).logsumexp(0)
+    return mixed[-len(ways[0].scored) :]
+
+
+def lost(found: Scored, local: Scored) -> tuple[float, float]:
+    """Mean of what a way lost more than the local tokens alone, and its standard error over tokens."""
+    more = found.scored - local.scored
+    return float(more.mean()), float(more.std() / len(more) ** 0.5)
+
+
+def summarise(documents: list[dict[str, Scored]], seed: int = 0) -> list[dict[str, float | str | list[float]]]:
     """Perplexity of each way, and the share of the gap it closes with a 95 % bootstrap interval over documents."""
+    rows = [{name: float(found.scored.mean()) for name, found in document.items()} for document in documents]
     draw = random.Random(seed)
     samples = [draw.choices(range(len(rows)), k=len(rows)) for _ in range(2000)]
 
@@ -109,6 +142,9 @@ def summarise(rows: list[dict[str, float]], seed: int = 0) -> list[dict[str, flo
                 "interval": [shares[50], shares[-51]],
                 "better than local": sum(row[name] < row["local"] for row in rows),
                 "worse than local": sum(row[name] > row["local"] for row in rows),
+                "worse by two errors": sum(
+                    more > 2 * error for more, error in (lost(d[name], d["local"]) for d in documents)
+                ),
                 "worst loss to local": max(row[name] - row["local"] for row in rows),
             }
         )
@@ -129,6 +165,9 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=3072)
     parser.add_argument("--local", nargs="+", type=int, default=[256])
     parser.add_argument("--scored", type=int, default=512)
+    parser.add_argument(
+        "--calibrated", type=int, default=256, help="tokens at the memory's end that calibration scores"
+    )
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--positions", nargs="+", default=["squeeze", "true", "origin"])
@@ -159,21 +198,21 @@ def choose_documents(arguments: argparse.Namespace, tokenizer) -> list[tuple[str
 
 
 def main(argv=None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = parse(argv)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     documents = choose_documents(arguments, tokenizer)
-    found: dict[int, list[dict[str, Losses]]] = {local: [] for local in arguments.local}
+    found: dict[int, list[dict[str, Scored]]] = {local: [] for local in arguments.local}
     config = UnlimiformerConfig(window=arguments.window, overlap=arguments.overlap, positions=arguments.positions[0])
     with unlimiform(model, config) as unlimited:
         for _, ids in tqdm(documents, unit="document"):
-            memories = remember(unlimited, ids[:, : arguments.memory], arguments)
+            memory = unlimited.remember(ids[:, : arguments.memory])
             for local, rows in found.items():
                 until = arguments.memory + local + arguments.scored
-                rows.append(measure(model, memories, ids[:, :until], local, arguments))
+                rows.append(measure(unlimited, memory, ids[:, :until], local, arguments))
+                keep(arguments, local, documents, rows)
     for local, rows in found.items():
-        report(arguments, local, [name for name, _ in documents], rows)
+        show(arguments, local, rows)
     return 0
 
 
@@ -184,31 +223,44 @@ def _json_value(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def report(arguments: argparse.Namespace, local: int, names: list[str], rows: list[dict[str, Losses]]) -> None:
-    """Print the table of one number of local tokens, and keep it."""
-    table = summarise([{how: loss for how, (_, loss) in row.items()} for row in rows])
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{platform.machine()}, {versions}; {len(rows)} documents")
-    print(f"tokens: {arguments.memory} in memory, {local} local, {arguments.scored} scored")
-    for row in table:
+def show(arguments: argparse.Namespace, local: int, rows: list[dict[str, Scored]]) -> None:
+    """Print the table of one number of local tokens."""
+    print(f"{len(rows)} documents; {arguments.memory} tokens in memory, {local} local, {arguments.scored} scored")
+    for row in summarise(rows):
         low, high = row["interval"]
         print(
             f"{row['how']:44} perplexity {row['perplexity']:7.3f}   gap closed {row['gap closed']:6.2f} "
-            f"[{low:.2f}, {high:.2f}]   worse than local in {row['worse than local']} of {len(rows)}, "
-            f"at worst by {row['worst loss to local']:+.3f} nats"
+            f"[{low:.2f}, {high:.2f}]   worse than local in {row['worse than local']} of {len(rows)} "
+            f"({row['worse by two errors']} by two errors), at worst by {row['worst loss to local']:+.3f} nats"
         )
+
+
+def keep(arguments: argparse.Namespace, local: int, documents: list, rows: list[dict[str, Scored]]) -> None:
+    """Write the table of one number of local tokens, and the means of every document, to benchmarks/results/."""
     output = Path(__file__).parent / "results" / f"memory_quality-{arguments.memory}-{local}.json"
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    means = [
+        {
+            "document": name,
+            **{
+                how: {
+                    "end": None if found.end is None else round(float(found.end.mean()), 4),
+                    "near": round(float(found.near.mean()), 4),
+                    "scored": round(float(found.scored.mean()), 4),
+                    "more than local, and its error": [round(value, 4) for value in lost(found, row["local"])],
+                }
+                for how, found in row.items()
+            },
+        }
+        for (name, _), row in zip(documents, rows, strict=False)
+    ]
     result = {
         "settings": settings,
-        "versions": versions,
-        "table": [{name: _json_value(value) for name, value in row.items()} for row in table],
-        "losses of the calibration and of the scored tokens": [
-            {"document": name, **row} for name, row in zip(names, rows, strict=True)
-        ],
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}",
+        "table": [{name: _json_value(value) for name, value in row.items()} for row in summarise(rows)],
+        "mean losses in nats": means,
     }
     output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    logger.info("kept in %s", output)
 
 
 if __name__ == "__main__":

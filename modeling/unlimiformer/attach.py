@@ -13,6 +13,7 @@ from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import Attachment, AttentionStep, device_of, serves
 from .append_to_memory import check_appendable, grown, joined
 from .attend import attend_to_memory, cross_attend_to_memory, offer_memory
+from .calibration import Calibration, calibrate, far_attention
 from .families import (
     attention_modules,
     check_family,
@@ -194,6 +195,21 @@ class Unlimited(Attachment):
     def estimate(self, tokens: int | Sequence[int]) -> MemorySize:
         """Bytes of the memory of documents of so many tokens, and the windows to be read for it."""
         return size_of(self.model, self.config, documents_of(tokens))
+
+    def calibrate(self, memory: Memory, **options: Any) -> Calibration:
+        """Choose how a decoder's memory is read by what best predicts the end of its documents, see `calibrate`.
+
+        Args:
+            memory: made by this model.
+            options: candidates, local_tokens, tokens, margin.
+        """
+        self.check_attached()
+        return calibrate(self.model, memory, **options)
+
+    def far_attention(self, memory: Memory, question_ids: Tensor) -> Tensor:
+        """(layers, heads): the share of its attention that each head gives to the memory, see `far_attention`."""
+        self.check_attached()
+        return far_attention(self.model, memory, question_ids)
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False, **options: Any

@@ -70,6 +70,7 @@ class AttentionReport:
         self._layers: set[int] = set()
         self._mass: list[float] = []
         self._memory_share: list[float] = []
+        self._far: dict[int, list[Tensor]] = {}  # layer -> (heads,) of each step
 
     def begin(self, input_ids: Tensor, lengths: Tensor) -> None:
         """Note the documents that will be read: (documents, longest) and (documents,)."""
@@ -102,6 +103,8 @@ class AttentionReport:
         self._memory_share.append(shares[:, heads, skipped:].mean().item())
         read = torch.zeros_like(weights)
         read[:, heads] = (weights * shares.unsqueeze(-1))[:, heads]
+        far = (read * (ids >= SINKS)).sum(-1).mean(0)  # (heads, target)
+        self._far.setdefault(call.layer, []).extend(far[:, skipped:].unbind(1))
         for target in range(skipped, weights.shape[2]):
             step = call.first_step + target
             self._add_step(step, call.layer, read[:, :, target], ids[:, :, target], len(heads))
@@ -129,6 +132,13 @@ class AttentionReport:
     def memory_share(self) -> float:
         """Mean share of attention that fell on the memory rather than on local tokens."""
         return sum(self._memory_share) / max(len(self._memory_share), 1)
+
+    def far_attention(self) -> dict[int, Tensor]:
+        """Of each recorded layer, the share of attention (heads,) that fell on the memory, mean over steps.
+
+        Less what fell on the document's first tokens, which draw attention whatever they say.
+        """
+        return {layer: torch.stack(steps).mean(0) for layer, steps in sorted(self._far.items())}
 
     def tokens(self, step: int, layer: int, head: int, document: int = 0) -> tuple[Tensor, Tensor]:
         """Source indices and weights, strongest first, of what one head read at one step: at most `DETAIL` of them.
