@@ -40,6 +40,10 @@ class UnlimiformerConfig:
         memory_dtype: what the memory is stored in: "float32", "bfloat16", "float16", or None for the model's dtype.
         windows_per_batch: windows read in one forward pass; "auto" picks a number that suits the device.
         max_bytes: refuse, before anything is read, a memory of more bytes; None for no limit.
+        training: what the decoder reads in training: "standard", the first window, with memory in evaluation only;
+            "retrieval", its best keys of the whole document; "random", a window's worth of random tokens;
+            "alternating", retrieval in even optimizer steps and random in odd ones. docs/memory.md says more.
+        memory_gradient: whether a decoder in training learns through its memory too, not only through what reads it.
     """
 
     keys_per_query: int | Literal["window"] | None = "window"
@@ -58,6 +62,8 @@ class UnlimiformerConfig:
     memory_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     windows_per_batch: int | Literal["auto"] = "auto"
     max_bytes: int | None = None
+    training: Literal["standard", "retrieval", "random", "alternating"] = "standard"
+    memory_gradient: bool = False
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from graft.atomic_files import write_json
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.transformers_compat import cache_argument
 from graft.modeling.unlimiformer.attach import unlimiform
+from graft.modeling.unlimiformer.training_regimes import training_with_memory
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,16 @@ class Ability(Protocol):
         """Markdown for the model card: what the ability is and its settings."""
 
 
+@runtime_checkable
+class ReadsInTraining(Protocol):
+    """An ability that also changes what the model is given in training."""
+
+    def training_inputs(
+        self, model: nn.Module, batch: Batch, state: TrainerState
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """Change the model for one forward, undo it at the end; yields the inputs of that forward."""
+
+
 def base_model(model: Any) -> Any:
     """The model inside a PEFT wrapper, or `model` itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -83,7 +94,8 @@ def has_own_memory(model: Any) -> bool:
 class MemoryAbility:
     """Documents longer than the window are read through a memory (Unlimiformer) while the model is evaluated.
 
-    Only the view "full", and evaluations without a view, use it; in training the stock model runs.
+    Only the view "full", and evaluations without a view, use it. In training the stock model runs, unless
+    `config.training` names a regime: then each batch's documents are remembered first.
     """
 
     columns: tuple[str, ...] = ("memory_ids", "memory_mask")
@@ -93,8 +105,18 @@ class MemoryAbility:
         self.config = config
 
     def training_kwargs(self, state: TrainerState) -> dict[str, Any]:
-        """Nothing: standard training."""
+        """Nothing: what a step needs is in `training_inputs`."""
         return {}
+
+    def training_inputs(
+        self, model: nn.Module, batch: Batch, state: TrainerState
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """Attach the memory for one forward in training, whose inputs come back; the batch itself in "standard"."""
+        if self.config.training == "standard":
+            return nullcontext(dict(batch))
+        return training_with_memory(
+            base_model(model), self.config, batch, state.global_step, is_served=has_own_memory(model)
+        )
 
     @contextmanager
     def evaluating(self, model: nn.Module, view: str | None) -> Iterator[Read | None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import get_token
 from transformers import GenerationConfig
 
+from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.arguments import RunConfiguration
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.graph_adapter import graph_adapter_config
@@ -128,6 +129,21 @@ def _check_memory(configuration: RunConfiguration) -> None:
         raise ConfigurationError(
             "`data.eval_views` holds 'full', which reads documents with memory, but there is no block `memory`: add "
             "it (`{}` takes the defaults), or use 'truncated' or 'context'."
+        )
+    if configuration.memory is not None:
+        _check_training_with_memory(configuration, configuration.memory)
+
+
+def _check_training_with_memory(configuration: RunConfiguration, memory: UnlimiformerConfig) -> None:
+    if memory.memory_gradient and (memory.training == "standard" or configuration.model.task != "causal"):
+        raise ConfigurationError(
+            "`memory.memory_gradient` would do nothing: it is for `model.task` 'causal' and a `memory.training` other "
+            "than 'standard'; an encoder always learns."
+        )
+    if memory.training != "standard" and configuration.training.get("gradient_checkpointing"):
+        raise ConfigurationError(
+            f"`memory.training` {memory.training!r} and `training.gradient_checkpointing` exclude each other: it "
+            "takes the cache, and the memory in it, from the layers. An encoder's windows are checkpointed anyway."
         )
 
 

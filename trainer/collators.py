@@ -84,6 +84,41 @@ class CausalTrainingCollator:
 
 
 @dataclass
+class CausalMemoryCollator:
+    """Rows of a decoder that learns with memory: what is remembered of each, and its end, which is predicted.
+
+    Args:
+        local_tokens: of a text the last so many are the end; of a prompt and its answer at least all of the answer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    local_tokens: int
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """input_ids, attention_mask, labels (rows, length), memory_ids, memory_mask (rows, memory), left-padded.
+
+        The first token of an end has no label: what predicts it lies in the memory.
+        """
+        token = padding_id(self.tokenizer)
+        starts = [self._start(row["labels"]) for row in rows]
+        memory, memory_mask = _padded_ids(
+            [row["input_ids"][:start] for row, start in zip(rows, starts, strict=True)], token, "left"
+        )
+        ids, mask = _padded_ids(
+            [row["input_ids"][start:] for row, start in zip(rows, starts, strict=True)], token, "left"
+        )
+        ends = [[IGNORED, *row["labels"][start + 1 :]] for row, start in zip(rows, starts, strict=True)]
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": pad(ends, IGNORED, "left")}
+        return batch | {"memory_ids": memory, "memory_mask": memory_mask}
+
+    def _start(self, labels: Sequence[int]) -> int:
+        """Where the end begins: behind at least one token, and with the token that predicts the first of an answer."""
+        answer = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+        start = len(labels) - self.local_tokens
+        return max(1, min(start, answer - 1) if answer else start)
+
+
+@dataclass
 class CausalEvaluationCollator:
     """Rows of a decoder, left-padded, so that scored tokens and prompts end where the tensor ends."""
 

@@ -186,10 +186,13 @@ def _training_limit(configuration: RunConfiguration, max_positions: int | None, 
                 "model was trained on; lower it, or set `data.max_source_length`."
             )
         return max_positions - target_limit  # a decoder's answer stands in the same row
-    if configured is not None and max_positions is not None and configured > max_positions and not causal:
+    remembers = configuration.memory is not None and configuration.memory.training != "standard"
+    reads_any = causal or remembers
+    if configured is not None and max_positions is not None and configured > max_positions and not reads_any:
         raise ConfigurationError(
             f"`data.max_source_length` {configured} exceeds the {max_positions} positions the model was trained on; a "
-            "longer source is for evaluation with memory (`data.eval_max_source_length`)."
+            "longer source is for evaluation with memory (`data.eval_max_source_length`), and for training with it, "
+            "where `memory.training` is not 'standard'."
         )
     return max_positions if configured is None else configured
 

@@ -20,7 +20,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.hub import PushInProgress
 
-from graft.trainer.abilities import Ability, Part, Read, base_model, plain_reading, read_plainly
+from graft.trainer.abilities import Ability, Part, Read, ReadsInTraining, base_model, plain_reading, read_plainly
 from graft.trainer.evaluation import Evaluation
 from graft.trainer.metrics import Metric
 from graft.trainer.model_card import facts_of_trainer, write_model_card
@@ -130,9 +130,12 @@ class GraftTrainerMixin(_Base):
         from a larger batch.
         """
         inputs = dict(inputs)
-        for ability in self.abilities:
-            inputs |= ability.training_kwargs(self.state)
-        outputs = model(**inputs)
+        with ExitStack() as stack:
+            for ability in self.abilities:
+                inputs |= ability.training_kwargs(self.state)
+                if isinstance(ability, ReadsInTraining):
+                    inputs = stack.enter_context(ability.training_inputs(self.model, inputs, self.state))
+            outputs = model(**inputs)
         loss = outputs["loss"]
         if self.label_smoother is not None:
             loss = self.label_smoother(outputs, inputs["labels"], shift_labels=not self._encoder_decoder)

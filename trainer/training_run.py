@@ -33,7 +33,12 @@ from graft.trainer.arguments import RunConfiguration
 from graft.trainer.block_rules import has_target
 from graft.trainer.callbacks import GenerationSamples, LossCurve, Throughput, output_folder
 from graft.trainer.checkpoints import check_output_dir
-from graft.trainer.collators import CausalEvaluationCollator, CausalTrainingCollator, Seq2SeqCollator
+from graft.trainer.collators import (
+    CausalEvaluationCollator,
+    CausalMemoryCollator,
+    CausalTrainingCollator,
+    Seq2SeqCollator,
+)
 from graft.trainer.config_file import to_dict
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import load_splits, prepare_evaluation, prepare_training, row_counts, rows_during_training
@@ -267,7 +272,6 @@ def _check_equal_rows(args: Seq2SeqTrainingArguments, datasets: Sequence[Dataset
 def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
     """The Trainer of the run, with its abilities, metrics, collators and callbacks."""
     configuration, tokenizer = prepared.configuration, prepared.tokenizer
-    multiple = configuration.data.pad_to_multiple_of
     seq2seq = configuration.model.task == "seq2seq"
     metrics = [metric_named(metric) for metric in configuration.metrics if metric not in TOKEN_METRICS]
     abilities: list[Ability] = [] if configuration.memory is None else [MemoryAbility(configuration.memory)]
@@ -283,7 +287,7 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
     return GraftSeq2SeqTrainer(
         prepared.model,
         prepared.args,
-        data_collator=(Seq2SeqCollator if seq2seq else CausalTrainingCollator)(tokenizer, multiple),
+        data_collator=_training_collator(configuration, tokenizer),
         eval_collator=None if seq2seq else CausalEvaluationCollator(tokenizer),
         train_dataset=prepared.train,
         eval_dataset=prepared.during_training or None,
@@ -293,6 +297,15 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
         metrics=[*metrics, *flags.metrics],
         generation=_generation(configuration, tokenizer),
     )
+
+
+def _training_collator(configuration: RunConfiguration, tokenizer: PreTrainedTokenizerBase) -> Any:
+    multiple, memory = configuration.data.pad_to_multiple_of, configuration.memory
+    if configuration.model.task == "seq2seq":
+        return Seq2SeqCollator(tokenizer, multiple)
+    if memory is not None and memory.training != "standard":
+        return CausalMemoryCollator(tokenizer, memory.local_tokens)
+    return CausalTrainingCollator(tokenizer, multiple)
 
 
 def _generation(configuration: RunConfiguration, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -319,7 +319,15 @@ def _with_prefixes(
     return Documents(joint, total, tuple(lengths.tolist()))
 
 
+@torch.no_grad()
 def _read(model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool) -> Memory:
+    return read_documents(model, config, documents, progress)
+
+
+def read_documents(
+    model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool = False
+) -> Memory:
+    """Read documents in windows, with gradient where it is enabled; `model` must be one whose attention is served."""
     window, encodes = resolve_window(model.config, config), bool(model.config.is_encoder_decoder)
     if config.max_bytes is not None:
         check_budget(size_of(model, config, documents), config, _keeps_keys(model, config), encodes)

@@ -6,10 +6,12 @@ under one key head: the heads of a group, the beams or questions, the target tok
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...retrieval.exact_search import gathered_sums, inner_products, largest, weighted_sums
 
@@ -66,14 +68,17 @@ def normalise(scores: Tensor, may_be_empty: bool = True) -> tuple[Tensor, Tensor
     The latter is max s - log(max p), which spares a second pass of exponentials. `may_be_empty`: some row may be all
     -inf, and then gets zeros and -inf.
     """
-    weights = scores.softmax(dim=-1)
     highest = scores.amax(dim=-1, keepdim=True)
-    if may_be_empty:
-        weights = weights.masked_fill(highest == -torch.inf, 0.0)
-    total = highest - weights.amax(dim=-1, keepdim=True).log()
-    if may_be_empty:
-        total = torch.where(highest == -torch.inf, highest, total)
-    return weights, total.squeeze(-1)
+    if not may_be_empty:
+        weights = scores.softmax(dim=-1)
+        return weights, (highest - weights.amax(dim=-1, keepdim=True).log()).squeeze(-1)
+    empty = highest == -torch.inf
+    if scores.requires_grad:  # the softmax of nothing is NaN, and so would be its gradient, masked or not
+        scores, highest = scores.masked_fill(empty, 0.0), highest.masked_fill(empty, 0.0)
+    weights = scores.softmax(dim=-1)
+    largest_weight = weights.masked_fill(empty, 1.0).amax(dim=-1, keepdim=True)
+    total = (highest - largest_weight.log()).masked_fill(empty, -torch.inf)
+    return weights.masked_fill(empty, 0.0), total.squeeze(-1)
 
 
 def knn_attention(
@@ -104,23 +109,41 @@ def knn_attention(
     wide = torch.promote_types(query.dtype, torch.float32)
     documents, heads, count, _ = query.shape
     rows = max(1, SCORES_BYTES // (documents * heads * keys.shape[-2] * wide.itemsize))
+    if count <= rows:
+        return _attend(query, keys, values, choice, visible, dropout, partial(observe, 0) if observe else None)
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, keys, values))
     outputs, totals = [], []
     for start in range(0, count, rows):
-        block = slice(start, start + rows)
-        scores = inner_products(query[..., block, :].to(_scored_in(keys, wide)), keys).to(wide)
-        if visible is not None:
-            seen = visible if visible.shape[2] == 1 else visible[:, :, block]
-            scores = scores.masked_fill(~seen, -torch.inf)
-        weights, total, ids = choose_and_normalise(scores, choice, visible is not None)
-        if observe is not None:
-            whole = cap_scores(scores, choice.softcap).logsumexp(dim=-1)
-            observe(start, weights, ids, (total - whole).exp().nan_to_num(1.0))
-        output = _sum_values(F.dropout(weights, dropout), ids, values)
-        outputs.append(output)
-        totals.append(total)
-    if len(outputs) == 1:
-        return outputs[0], totals[0]
+        block = query[..., start : start + rows, :]
+        seen = visible if visible is None or visible.shape[2] == 1 else visible[:, :, start : start + rows]
+        if learns and observe is None:  # the scores of a block are made again in the backward pass
+            made = checkpoint(_attend, block, keys, values, choice, seen, dropout, use_reentrant=False)
+        else:
+            made = _attend(block, keys, values, choice, seen, dropout, partial(observe, start) if observe else None)
+        outputs.append(made[0])
+        totals.append(made[1])
     return torch.cat(outputs, dim=2), torch.cat(totals, dim=2)
+
+
+def _attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    choice: KeyChoice,
+    visible: Tensor | None,
+    dropout: float,
+    observe: Callable[[Tensor, Tensor | None, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`knn_attention` of so few queries that their scores may be held at once."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = inner_products(query.to(_scored_in(keys, wide)), keys).to(wide)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    weights, total, ids = choose_and_normalise(scores, choice, visible is not None)
+    if observe is not None:
+        whole = cap_scores(scores, choice.softcap).logsumexp(dim=-1)
+        observe(weights, ids, (total - whole).exp().nan_to_num(1.0))
+    return _sum_values(F.dropout(weights, dropout), ids, values), total
 
 
 def _scored_in(keys: Tensor, wide: torch.dtype) -> torch.dtype:

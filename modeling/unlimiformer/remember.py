@@ -1,4 +1,8 @@
-"""Reading documents into a memory: windows through an encoder or a decoder's body, once, without gradient."""
+"""Reading documents into a memory: windows through an encoder or a decoder's body, once.
+
+Where gradient is enabled an encoder's windows are checkpointed, so that the activations of one batch of windows are
+held at a time.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
@@ -247,7 +252,20 @@ def kept_attention_type(encoder: Any) -> Iterator[None]:
             encoder.attention_type = kind
 
 
-@torch.no_grad()
+def _encoded(encoder: Any, tokens: Tensor) -> Tensor:
+    """The encoder's states (windows, length, hidden_size); in the backward pass they are computed again."""
+
+    def states(ids: Tensor) -> Tensor:
+        with kept_attention_type(encoder):
+            found: Tensor = encoder(input_ids=ids).last_hidden_state
+        return found
+
+    if not torch.is_grad_enabled():
+        return states(tokens)
+    made: Tensor = checkpoint(states, tokens, use_reentrant=False)
+    return made
+
+
 def remember_encoded(
     model: PreTrainedModel,
     attentions: list[nn.Module],
@@ -274,8 +292,7 @@ def remember_encoded(
     first_window = torch.zeros(count, min(ids.shape[1], window), width, dtype=model.dtype, device=ids.device)
     batches = plan_batches(documents, window, config, causal=False, device=ids.device)
     for batch, tokens in read_windows(ids, batches, progress):
-        with kept_attention_type(model.get_encoder()):
-            encoded = model.get_encoder()(input_ids=tokens).last_hidden_state
+        encoded = _encoded(model.get_encoder(), tokens)
         check_finite(encoded, batch)
         for reading, row in zip(batch, encoded, strict=True):
             states[reading.document, documents.place(reading)] = row[reading.kept].to(states.dtype)
@@ -295,7 +312,6 @@ def remember_encoded(
     return _memory(model, config, window, documents, hidden, keys, values, window_keys, window_values)
 
 
-@torch.no_grad()
 def remember_decoded(
     model: PreTrainedModel,
     config: UnlimiformerConfig,

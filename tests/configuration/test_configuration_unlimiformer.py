@@ -50,6 +50,8 @@ WRONG_TYPES = {
     "memory_dtype": ["float64", "bf16"],
     "windows_per_batch": [None, "all", 1.5],
     "max_bytes": [1.5, "1GB"],
+    "training": ["oracle", None],
+    "memory_gradient": ["yes", None],
 }
 
 
