@@ -86,3 +86,30 @@ def find_table(catalogue: Catalogue, name: str) -> TableFacts | None:
     last = name.rpartition(".")[2]
     alike = [facts for known, facts in catalogue.items() if known.rpartition(".")[2] == last]
     return alike[0] if len(alike) == 1 else None
+
+
+_POSTGRES_FACTS = """
+SELECT n.nspname, c.relname, c.reltuples, a.attname, format_type(a.atttypid, a.atttypmod),
+    coalesce(s.n_distinct, 0), coalesce(s.null_frac, 0)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_stats s ON (s.schemaname, s.tablename, s.attname) = (n.nspname, c.relname, a.attname)
+WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2, a.attnum
+"""
+
+
+def read_postgres_catalogue(connection: Any) -> dict[str, TableFacts]:
+    """Facts of every table of a PostgreSQL database, by `schema.table`, from what ANALYZE left; scans nothing.
+
+    Args:
+        connection: an open connection whose `execute(sql).fetchall()` gives rows, such as psycopg's.
+    """
+    rows_of: dict[str, float] = {}
+    columns_of: dict[str, dict[str, ColumnFacts]] = {}
+    for schema, table, rows, column, data_type, distinct, null_share in connection.execute(_POSTGRES_FACTS).fetchall():
+        name = f"{schema}.{table}"
+        rows_of[name] = max(float(rows), 0.0)  # -1: never analysed
+        # Below 0 it is a share of the rows.
+        count = float(distinct) if float(distinct) >= 0 else -float(distinct) * rows_of[name]
+        columns_of.setdefault(name, {})[column] = ColumnFacts(column_kind(data_type), count, float(null_share))
+    return {name: TableFacts(rows, columns_of[name]) for name, rows in rows_of.items()}
