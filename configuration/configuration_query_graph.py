@@ -25,6 +25,7 @@ NODE_FEATURES: dict[str, tuple[str, ...]] = {
         *JOIN_TYPES,
         *("rows", "children_rows", "largest_child_rows", "smallest_child_rows", "row_bytes"),
         *("outputs", "groups", "aggregates", "sort_keys", "predicates", "children"),
+        *("key_values", "computations"),
     ),
     "table": ("known", "rows", "columns"),
     "column": (*COLUMN_KINDS, "distinct", "null_share"),

@@ -75,7 +75,11 @@ def generate_database(seed: int, largest: int = 300_000) -> GeneratedDatabase:
 
 
 def generate_queries(database: GeneratedDatabase, count: int, seed: int = 0) -> Iterator[str]:
-    """Queries with 0 to 3 joins along foreign keys, 0 to 3 predicates, and aggregates, groups, orders and limits."""
+    """Queries with 0 to 3 joins along foreign keys, 0 to 3 predicates, and aggregates, groups, orders and limits.
+
+    Some joins are outer ones or only ask whether a row exists; some aggregates are of computed values; some groups are
+    of two columns, of keys, or kept by what they sum to.
+    """
     draw = random.Random(f"{database.seed} {seed}")
     for _ in range(count):
         yield _query(database, draw)
@@ -90,23 +94,53 @@ def _query(database: GeneratedDatabase, draw: random.Random) -> str:
         if not links:
             break
         table, parent = draw.choice(links)
-        source += f" JOIN {parent} ON {table.name}.{parent}_id = {parent}.id"
+        join = draw.choice(("JOIN", "JOIN", "JOIN", "JOIN", "LEFT JOIN"))
+        source += f" {join} {parent} ON {table.name}.{parent}_id = {parent}.id"
         used.append(by_name[parent])
     columns = [(f"{table.name}.{column.name}", column) for table in used for column in table.columns]
     chosen = [draw.choice(columns) for _ in range(draw.randint(0, 3))]
     conditions = [_condition(name, column, draw) for name, column in chosen]
+    conditions += _existence(database, used, draw)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     numbers = [name for name, column in columns if column.kind in ("integer", "float")] or [f"{used[0].name}.id"]
-    sums = [f"{draw.choice(_AGGREGATES)}({draw.choice(numbers)})" for _ in range(draw.randint(1, 3))]
+    sums = [f"{draw.choice(_AGGREGATES)}({_number(numbers, draw)})" for _ in range(draw.randint(1, 3))]
     shape = draw.choice(("total", "group", "group", "top"))
     if shape == "total":
         return f"SELECT count(*), {', '.join(sums)} FROM {source}{where}"
     name, _ = draw.choice(columns)
-    if shape == "group":
-        ordered = draw.choice(("", " ORDER BY 2 DESC", " ORDER BY 2 DESC LIMIT 10"))
-        return f"SELECT {name}, {', '.join(sums)} FROM {source}{where} GROUP BY {name}{ordered}"
-    return (
-        f"SELECT {used[0].name}.id, {name} FROM {source}{where} ORDER BY {name} LIMIT {draw.choice((10, 100, 1000))}"
+    if shape == "top":
+        limit = draw.choice((10, 100, 1000))
+        return f"SELECT {used[0].name}.id, {name} FROM {source}{where} ORDER BY {name} LIMIT {limit}"
+    keys = draw.choice(([name], [name], [name], [name, draw.choice(columns)[0]], [f"{used[-1].name}.id"]))
+    keys = list(dict.fromkeys(keys))
+    having = draw.choice(("", "", "", f" HAVING {sums[0]} > {draw.randint(1, 200)}"))
+    ordered = draw.choice(("", f" ORDER BY {len(keys) + 1} DESC", f" ORDER BY {len(keys) + 1} DESC LIMIT 10"))
+    named = ", ".join(keys)
+    return f"SELECT {named}, {', '.join(sums)} FROM {source}{where} GROUP BY {named}{having}{ordered}"
+
+
+def _existence(database: GeneratedDatabase, used: list[GeneratedTable], draw: random.Random) -> list[str]:
+    """Now and then, that a row of another table refers to one of these."""
+    links = [
+        (other, table)
+        for table in used
+        for other in database.tables
+        if other not in used and table.name in other.parents
+    ]
+    if not links or draw.random() < 0.8:
+        return []
+    other, table = draw.choice(links)
+    column = draw.choice(other.columns)
+    condition = _condition(f"{other.name}.{column.name}", column, draw)
+    link = f"{other.name}.{table.name}_id = {table.name}.id"
+    return [f"EXISTS (SELECT * FROM {other.name} WHERE {link} AND {condition})"]
+
+
+def _number(names: list[str], draw: random.Random) -> str:
+    """What an aggregate is of: a column, or something computed of two."""
+    first, second = draw.choice(names), draw.choice(names)
+    return draw.choice(
+        (first, first, first, f"{first} * (1 - {second})", f"{first} + {second}", f"{first} * {second}")
     )
 
 
@@ -120,6 +154,8 @@ def _condition(name: str, column: GeneratedColumn, draw: random.Random) -> str:
         return f"{name} {draw.choice('<>')} DATE '2000-01-01' + {value}"
     if column.kind == "integer" and draw.random() < 0.4:
         return draw.choice((f"{name} = {value}", f"{name} IN ({value}, {value // 2}, {value // 3})"))
+    if draw.random() < 0.2:
+        return f"{name} BETWEEN {value // 2} AND {value}"
     return f"{name} {draw.choice('<>')} {value}"
 
 

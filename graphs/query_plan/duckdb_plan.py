@@ -27,6 +27,8 @@ _KINDS = {
     **dict.fromkeys(("WINDOW", "STREAMING_WINDOW"), "window"),
     "CTE": "materialise",
 }
+# What DuckDB puts around a column so that it sorts and groups a shorter one.
+_PACKED = re.compile(r"(?:__internal_(?:de)?compress_\w+|CAST)\(([\w.]+)(?: AS \w+)?\)")
 
 
 def read_duckdb_plan(plan: str | list[Any] | dict[str, Any]) -> PlanOperator:
@@ -56,6 +58,8 @@ def _operator(node: dict[str, Any], children: tuple[PlanOperator, ...]) -> PlanO
     name = node["name"].strip()
     kind = _KINDS.get(name, "other_scan" if "SCAN" in name or name.startswith("READ_") else "other")
     projections = texts(information.get("Projections"))
+    groups, aggregates = texts(information.get("Groups")), texts(information.get("Aggregates"))
+    order = texts(information.get("Order By"))
     reads_table = "Table" in information
     return PlanOperator(
         kind=kind,
@@ -69,10 +73,29 @@ def _operator(node: dict[str, Any], children: tuple[PlanOperator, ...]) -> PlanO
         ),
         join_type=_join_type(information.get("Join Type")) if kind.endswith("_join") else None,
         outputs=len(projections),
-        groups=len(texts(information.get("Groups"))),
-        aggregates=len(texts(information.get("Aggregates"))),
-        sort_keys=len(texts(information.get("Order By"))),
+        groups=len(groups),
+        aggregates=len(aggregates),
+        sort_keys=len(order),
+        keys=_resolved(groups + order, children),
+        expressions=_resolved(groups + aggregates or projections, children) or _passed_on(kind, children),
+        computed=projections + aggregates,
     )
+
+
+def _resolved(expressions: tuple[str, ...], children: tuple[PlanOperator, ...]) -> tuple[str, ...]:
+    """Expressions with places of the only input, such as #0, replaced by what stands there, without what packs it."""
+    below = children[0].expressions if len(children) == 1 else ()
+
+    def at_place(found: re.Match[str]) -> str:
+        place = int(found[1])
+        return below[place] if place < len(below) else found[0]
+
+    return tuple(_PACKED.sub(r"\1", re.sub(r"#(\d+)", at_place, text)) for text in expressions)
+
+
+def _passed_on(kind: str, children: tuple[PlanOperator, ...]) -> tuple[str, ...]:
+    """What comes out of an operator that computes nothing; which columns a join keeps, no plan tells."""
+    return children[0].expressions if len(children) == 1 and kind in ("filter", "sort", "top_n", "limit") else ()
 
 
 def _cardinality(name: str, text: Any, children: tuple[PlanOperator, ...]) -> float:

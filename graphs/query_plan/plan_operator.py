@@ -23,6 +23,9 @@ class PlanOperator:
         join_type: one of JOIN_TYPES for a join.
         row_bytes: width of a row that comes out; 0 where the engine does not tell.
         outputs, groups, aggregates, sort_keys: how many expressions of each.
+        keys: what it groups or sorts by, as far as the engine tells.
+        expressions: what comes out, as far as the engine tells.
+        computed: expressions that it computes.
     """
 
     kind: str
@@ -38,6 +41,9 @@ class PlanOperator:
     groups: int = 0
     aggregates: int = 0
     sort_keys: int = 0
+    keys: tuple[str, ...] = ()
+    expressions: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
 
     def bottom_up(self) -> Iterator[PlanOperator]:
         """Every operator, children before parents and this one last; does not recurse, so that depth is no limit."""

@@ -62,7 +62,7 @@ def _operator(node: dict[str, Any], children: tuple[PlanOperator, ...]) -> PlanO
         kind = _STRATEGIES.get(str(node.get("Strategy", "Plain")), "other")
     elif name == "SetOp":
         kind = "hash_aggregate" if node.get("Strategy") == "Hashed" else "sorted_aggregate"
-    output = texts(node.get("Output"))
+    output, groups, order = (texts(node.get(field)) for field in ("Output", "Group Key", "Sort Key"))
     table = ".".join(str(node[key]) for key in ("Schema", "Relation Name") if key in node) or None
     return PlanOperator(
         kind=kind,
@@ -75,9 +75,12 @@ def _operator(node: dict[str, Any], children: tuple[PlanOperator, ...]) -> PlanO
         join_type=_JOINS.get(str(node.get("Join Type")), "other_join") if kind.endswith("_join") else None,
         row_bytes=float(node.get("Plan Width", 0)),
         outputs=len(output),
-        groups=len(texts(node.get("Group Key"))),
+        groups=len(groups),
         aggregates=sum(_is_aggregate(text) for text in output) if kind.endswith("_aggregate") else 0,
-        sort_keys=len(texts(node.get("Sort Key"))),
+        sort_keys=len(order),
+        keys=groups + order,
+        expressions=output,
+        computed=output if kind.endswith("_aggregate") or kind == "projection" else (),
     )
 
 

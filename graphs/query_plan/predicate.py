@@ -23,6 +23,7 @@ _PATTERNS = {
     "not": r"\bNOT\b|!~~",
     "call": r"\b[a-z_]\w*\(",
 }
+_COMPUTATION = re.compile(r"\b\w+\(|::|\|\||(?<=\s)[-+*/%](?=\s)")
 _COMPILED = {name: re.compile(_PATTERNS[name]) for name in COMPARISONS}
 
 
@@ -36,6 +37,11 @@ def predicate_shape(text: str) -> list[int]:
     bare = _QUOTED_NAME.sub("q", _LITERAL.sub("''", text))
     counts = [len(pattern.findall(bare)) for pattern in _COMPILED.values()]
     return [*counts, literals, len(_NUMBER.findall(bare))]
+
+
+def count_computations(text: str) -> int:
+    """Calls, casts and arithmetic in an expression."""
+    return len(_COMPUTATION.findall(_QUOTED_NAME.sub("q", _LITERAL.sub("''", text))))
 
 
 def quote_names(text: str, names: Collection[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import log10
+from math import log10, prod
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from graft.graphs.query_plan.catalogue import Catalogue, ColumnFacts, TableFacts
 from graft.graphs.query_plan.duckdb_plan import read_duckdb_plan
 from graft.graphs.query_plan.plan_operator import PlanOperator
 from graft.graphs.query_plan.postgres_plan import read_postgres_plan
-from graft.graphs.query_plan.predicate import names_in, predicate_shape, quote_names
+from graft.graphs.query_plan.predicate import count_computations, names_in, predicate_shape, quote_names
 
 _WIDTH = max(len(names) for names in NODE_FEATURES.values())
 
@@ -88,33 +89,56 @@ class _Builder:
         self.levels: list[int] = []
         self.edges: list[tuple[int, int, int]] = []
         self.place: dict[int, int] = {}  # of an operator, by its id
+        self.columns_from: dict[int, dict[str, list[ColumnFacts]]] = {}  # an operator, by its id
 
     def add_operator(self, operator: PlanOperator) -> None:
         read = []
         for number, child in enumerate(operator.children):
             first = number == 0 or operator.kind == "union"  # whose inputs have no order
             read.append((self.place[id(child)], EDGE_SLOTS.index("first_input" if first else "other_input")))
-        read += [(node, EDGE_SLOTS.index("description")) for node in self._describe(operator)]
-        self.place[id(operator)] = self._add("operator", operator_features(operator), operator.name, read)
-
-    def _describe(self, operator: PlanOperator) -> list[int]:
-        """Nodes of table, columns and predicates; a column is one node, however many read it."""
         table = find_table(self.catalogue, operator.table) if operator.table is not None else None
-        known = table.columns if table is not None else {}
+        known = self._known_columns(operator, table)
+        keys = _key_columns(operator, known)
+        read += [(node, EDGE_SLOTS.index("description")) for node in self._describe(operator, table, known, keys)]
+        values = prod(max(facts.distinct, 1.0) for name in keys for facts in known[name][:1]) if keys else 0.0
+        computations = sum(count_computations(quote_names(text, self.column_names)) for text in operator.computed)
+        features = operator_features(operator, values, computations)
+        self.place[id(operator)] = self._add("operator", features, operator.name, read)
+
+    def _known_columns(self, operator: PlanOperator, table: TableFacts | None) -> dict[str, list[ColumnFacts]]:
+        """Facts of the columns that an operator can name; of several tables where they share the name."""
+        known: dict[str, list[ColumnFacts]] = {}
+        for child in operator.children:
+            for name, facts in self.columns_from[id(child)].items():
+                known[name] = known.get(name, []) + facts
+        known |= {name: [facts] for name, facts in table.columns.items()} if table is not None else {}
+        # A scan passes on what it reads, and where no engine tells that, all it has.
+        passed = [name for name in operator.columns if name in known] if table is not None else []
+        self.columns_from[id(operator)] = {name: known[name] for name in passed} if passed else known
+        return known
+
+    def _describe(
+        self,
+        operator: PlanOperator,
+        table: TableFacts | None,
+        known: dict[str, list[ColumnFacts]],
+        keys: list[str],
+    ) -> list[int]:
+        """Nodes of table, columns and predicates; a column is one node, however many read it."""
         conditions = [quote_names(text, self.column_names) for text in operator.predicates]
         words = [names_in(text) for text in conditions]
         asked = [[name for name in known if name in some] for some in words]
-        named = [name for name in operator.columns if name in known]
+        named = [*(name for name in operator.columns if name in known), *keys]
         columns = {
-            name: self._add("column", column_features(known[name]), name, [])
+            name: [self._add("column", column_features(facts), name, []) for facts in known[name]]
             for name in dict.fromkeys([*named, *(name for names in asked for name in names)])
         }
-        found = [columns[name] for name in dict.fromkeys(named)]
+        found = [node for name in dict.fromkeys(named) for node in columns[name]]
         if operator.table is not None:
             found.append(self._add("table", table_features(table), operator.table, []))
         slot = EDGE_SLOTS.index("description")
         for text, names in zip(conditions, asked, strict=True):
-            read = [(columns[name], slot) for name in names]
+            read = [(node, slot) for name in names for node in columns[name]]
             found.append(self._add("predicate", predicate_features(text), text, read))
         return found
 
@@ -133,13 +157,30 @@ class _Builder:
         )
 
 
-def operator_features(operator: PlanOperator) -> list[float]:
-    """NODE_FEATURES["operator"] of an operator."""
+_ORDER = re.compile(r"(?: ASC| DESC)?(?: NULLS \w+)?$")
+
+
+def _key_columns(operator: PlanOperator, known: Collection[str]) -> list[str]:
+    """The columns that an operator groups or sorts by; what is computed first is none."""
+    found = []
+    for key in operator.keys:
+        text = _ORDER.sub("", key).replace('"', "")
+        found += [name for name in known if text == name or re.fullmatch(r"[\w.]+\." + re.escape(name), text)]
+    return list(dict.fromkeys(found))
+
+
+def operator_features(operator: PlanOperator, key_values: float = 0.0, computations: float = 0.0) -> list[float]:
+    """NODE_FEATURES["operator"] of an operator.
+
+    Args:
+        key_values: how many groups its keys can make, 0 without keys.
+        computations: calls, casts and arithmetic in what it computes.
+    """
     below = [child.rows for child in operator.children] or [0.0]
     counts = (
         *(operator.rows, sum(below), max(below), min(below), operator.row_bytes),
         *(operator.outputs, operator.groups, operator.aggregates, operator.sort_keys),
-        *(len(operator.predicates), len(operator.children)),
+        *(len(operator.predicates), len(operator.children), key_values, computations),
     )
     kinds = _one_hot(operator.kind, PLAN_OPERATORS) + _one_hot(operator.join_type, JOIN_TYPES)
     return kinds + [_magnitude(count) for count in counts]

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 
 from graft.configuration.configuration_query_graph import NODE_FEATURES, NODE_TYPES, PLAN_OPERATORS
-from graft.graphs.query_plan.catalogue import read_duckdb_catalogue
+from graft.graphs.query_plan.catalogue import ColumnFacts, TableFacts, read_duckdb_catalogue
 from graft.graphs.query_plan.plan_operator import PlanOperator
+from graft.graphs.query_plan.predicate import count_computations
 from graft.graphs.query_plan.query_plan_graph import QueryPlanGraph, collate_plans
 
 FIELDS = ("node_types", "features", "edges", "slots", "levels")
@@ -63,6 +66,62 @@ def test_features_of_an_operator():
     }
     assert found == pytest.approx(expected, abs=1e-5)
     assert graph.slots.tolist() == [0, 1, 2]
+
+
+def _features(graph, name):
+    place = len(graph.names) - 1 - graph.names[::-1].index(name)
+    return dict(zip(NODE_FEATURES["operator"], graph.features[place].tolist(), strict=False)), place
+
+
+def test_groups_and_orders_know_their_columns_through_projections():
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE t AS SELECT range id, range % 10 b, 'x' || range % 7 s FROM range(1000)")
+        connection.execute("CREATE TABLE u AS SELECT range id, range % 4 c FROM range(100)")
+        catalogue = read_duckdb_catalogue(connection)
+
+        def graph(sql):
+            plan = connection.execute(f"EXPLAIN (FORMAT json) {sql}").fetchone()[1]
+            return QueryPlanGraph.from_duckdb(plan, catalogue)
+
+        grouped = graph("SELECT s, b, sum(c * (1 - b)) FROM t JOIN u USING (id) GROUP BY s, b")
+        ordered = graph("SELECT b + 1 FROM t ORDER BY s")
+        asked = graph("SELECT s FROM t WHERE b > 3")
+    features, place = _features(grouped, "HASH_GROUP_BY")
+    read = [grouped.names[source] for source, target in grouped.edges.T.tolist() if target == place]
+    assert {"s", "b"} <= set(read)
+    facts = catalogue["memory.main.t"].columns
+    groups = facts["s"].distinct * facts["b"].distinct
+    assert features["key_values"] == pytest.approx(math.log10(1 + groups), abs=1e-5)
+    features, place = _features(ordered, "ORDER_BY")
+    assert "s" in [ordered.names[source] for source, target in ordered.edges.T.tolist() if target == place]
+    assert features["key_values"] == pytest.approx(math.log10(1 + facts["s"].distinct), abs=1e-5)
+    assert not any(asked.features[:, NODE_FEATURES["operator"].index("key_values")][asked.node_types == 0])
+
+
+def test_a_join_knows_the_columns_it_compares():
+    left = PlanOperator("scan", "a", 9.0, table="t", columns=("id",))
+    right = PlanOperator("scan", "b", 9.0, table="u", columns=("other", "id"))
+    join = PlanOperator("hash_join", "j", 9.0, (left, right), predicates=("id = other",))
+    facts = {
+        "t": TableFacts(9.0, {"id": ColumnFacts("integer", 99.0), "other": ColumnFacts("text")}),
+        "u": TableFacts(9.0, {"id": ColumnFacts("float", 9.0), "other": ColumnFacts("integer")}),
+    }
+    graph = QueryPlanGraph.from_operators(join, facts)
+    place = graph.names.index("id = other")
+    read = [source for source, target in graph.edges.T.tolist() if target == place]
+    # Both tables give an id, and the plan does not tell which is meant; t's other is not read, so it is not meant.
+    assert [graph.names[node] for node in read] == ["id", "id", "other"]
+    kinds = [NODE_FEATURES["column"][int(graph.features[node, :6].argmax())] for node in read]
+    assert kinds == ["integer", "float", "integer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("a", 0), ("sum(a)", 1), ("a * (1 - b)", 2), ("CAST(a AS DOUBLE)", 1), ("'f(x) + 1'", 0), ('"f(x) + 1"', 0)],
+)
+def test_computations_are_calls_casts_and_arithmetic_but_not_names_or_texts(text, count):
+    assert count_computations(text) == count
 
 
 def test_a_deep_plan_does_not_recurse():
