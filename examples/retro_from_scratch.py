@@ -1,7 +1,7 @@
 """A small RETRO trained from nothing on the documentation of Python and PostgreSQL, and an honest answer whether it
 reads what it finds. Offline, about 15 minutes on one busy CPU core; ends in a picture and a page.
 
-python examples/retro_from_scratch.py --run runs/retro --steps 300
+python examples/retro_from_scratch.py --run runs/retro --steps 240
 
 The pages are those of Debian's python3-doc and postgresql-doc, or else docstrings of installed packages. Every tenth
 one is held out, and its neighbours come from the others. Three losses on these say whether retrieval is used: with the
@@ -45,7 +45,7 @@ from graft.trainer.tokenizer_training import trained_tokenizer
 
 POSTGRESQL = Path("/usr/share/doc")
 PACKAGES = ("peft", "accelerate", "networkx")
-VOCABULARY, CHUNK, NEIGHBOURS, ROW, BATCH, RATE = 2048, 32, 2, 256, 8, 4e-3
+VOCABULARY, CHUNK, NEIGHBOURS, ROW, BATCH, RATE = 2048, 32, 2, 256, 4, 3e-3
 SIZES = {
     "hidden_size": 128,
     "num_hidden_layers": 4,
@@ -210,7 +210,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/retro"))
     parser.add_argument("--characters", type=int, default=700_000, help="of documentation, held-out pages included")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--tokens", type=int, default=96, help="to write at the end")
     return parser.parse_args(argv)
 

@@ -153,10 +153,9 @@ class Corpus:
         wanted = chunks[:, None] + np.arange(pieces)
         ends = self.documents[self.document_of(chunks) + 1]
         missing = (wanted >= ends[:, None]) | (chunks < 0)[:, None]
-        rows = self.tokens.take(np.where(missing, 0, wanted).reshape(-1)).reshape(count, pieces, self.chunk_size)
-        rows = rows.astype(np.int64)
-        rows[missing] = self.pad_token_id
-        return rows.reshape(count, pieces * self.chunk_size)[:, :length]
+        rows = self.tokens.take(np.where(missing, 0, wanted).reshape(-1))
+        rows[missing.reshape(-1)] = self.pad_token_id  # in the small dtype; widened in one pass
+        return rows.reshape(count, pieces * self.chunk_size)[:, :length].astype(np.int64)
 
     def text(self, chunk: int) -> str:
         """What a chunk says, without special tokens."""

@@ -89,7 +89,8 @@ class RetroDataset(Dataset[Any]):
         begins = inside & ((chunks == corpus.documents[own]) | (columns == 0))
         ids = self._tokens(chunks, inside)
         lengths = np.where(inside, np.where(ends, corpus.last_lengths[own], size), 0)
-        labels = np.where(np.arange(size) < lengths[:, :, None], ids, NO_LOSS)
+        labels, short = ids.copy(), lengths < size  # few are, so the whole is copied, not compared
+        labels[short] = np.where(np.arange(size) < lengths[short][:, None], labels[short], NO_LOSS)
         labels[begins, 0] = NO_LOSS
         since = columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)  # chunks since the piece began
         arrays = {
@@ -98,27 +99,23 @@ class RetroDataset(Dataset[Any]):
             "position_ids": (since[:, :, None] * size + np.arange(size)).reshape(len(rows), -1),
             "retrieved": self._retrieved(chunks, inside & ~ends & (columns + 1 < rows[:, 1:])),
         }
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        names = [*arrays, "document_offsets"]
+        columns_of = [torch.from_numpy(array).unbind() for array in arrays.values()]
         offsets = [torch.from_numpy(np.flatnonzero(row) * size) for row in begins]
-        return [
-            {**{name: tensor[index] for name, tensor in batch.items()}, "document_offsets": offsets[index]}
-            for index in range(len(rows))
-        ]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns_of, offsets, strict=True)]
 
     def _tokens(self, chunks: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """(batch, chunks, chunk_size) int64, padding where a row has no chunk."""
-        ids = self.corpus.tokens.take(chunks.reshape(-1)).astype(np.int64).reshape(*chunks.shape, -1)
-        ids[~inside] = self.corpus.pad_token_id
-        return ids
+        ids = self.corpus.tokens.take(chunks.reshape(-1))
+        ids[~inside.reshape(-1)] = self.corpus.pad_token_id
+        return ids.astype(np.int64).reshape(*chunks.shape, -1)
 
     def _retrieved(self, chunks: np.ndarray, read: np.ndarray) -> np.ndarray:
         """(batch, chunks, neighbours, neighbour_length) int64, all padding for chunks that are not `read`."""
-        found = self.corpus.neighbours.take(chunks[read])[:, : self.num_neighbours]
         shape = (*chunks.shape, self.num_neighbours, self.neighbour_length)
-        retrieved = np.full(shape, self.database.pad_token_id, dtype=np.int64)
-        passages = self.database.passages(found.astype(np.int64).reshape(-1), self.neighbour_length)
-        retrieved[read] = passages.reshape(-1, self.num_neighbours, self.neighbour_length)
-        return retrieved
+        found = np.full(shape[:-1], -1, dtype=np.int64)
+        found[read] = self.corpus.neighbours.take(chunks[read])[:, : self.num_neighbours]
+        return self.database.passages(found.reshape(-1), self.neighbour_length).reshape(shape)
 
     def _legacy_items(self, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
         columns = np.arange(self.sequence_length // self.corpus.chunk_size)

@@ -36,8 +36,8 @@ class ShardedRows:
         if len(rows) and (first := where[0]) == where[-1] and (where == first).all():
             return self.shards[first].take(rows - self.offsets[first], axis=0)
         taken = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        for shard in np.unique(where):
-            here = where == shard
+        for shard in np.flatnonzero(np.bincount(where)):
+            here = np.flatnonzero(where == shard)
             taken[here] = self.shards[shard].take(rows[here] - self.offsets[shard], axis=0)
         return taken
 
