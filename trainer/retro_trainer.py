@@ -72,6 +72,9 @@ class RetroTrainer(GraftTrainer):
 
     Args:
         args: as in GraftTrainer; a data set given as `eval_dataset` is evaluated in every view.
+
+    Raises:
+        ValueError: a data set says by its `check_model` that the model cannot read its rows.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,6 +83,11 @@ class RetroTrainer(GraftTrainer):
             kwargs["eval_dataset"] = dict.fromkeys(VIEWS, rows)
         kwargs["abilities"] = [*kwargs.get("abilities", ()), RetrievalAbility()]
         super().__init__(*args, **kwargs)
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else ()
+        config: Any = getattr(self.model, "config", None)
+        for data in (self.train_dataset, *evaluated):
+            if hasattr(data, "check_model") and hasattr(config, "chunk_size"):
+                data.check_model(config.chunk_size, config.vocab_size)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices that are no embeddings or null slots, in the order of the model, which is that of every process."""

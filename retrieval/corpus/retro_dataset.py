@@ -63,6 +63,27 @@ class RetroDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.corpus.sequences)
 
+    def check_model(self, chunk_size: int, vocab_size: int) -> None:
+        """Refuse a model that cannot read these rows.
+
+        Args:
+            chunk_size, vocab_size: the model's.
+
+        Raises:
+            ValueError: its chunks have another size, or the corpus or its database holds ids that it does not know.
+        """
+        if chunk_size != self.corpus.chunk_size:
+            raise ValueError(
+                f"`chunk_size` of the model is {chunk_size}, {self.corpus.folder} is cut into chunks of "
+                f"{self.corpus.chunk_size} tokens; they must be equal."
+            )
+        for corpus in (self.corpus, self.database):
+            if vocab_size < corpus.vocab_size:
+                raise ValueError(
+                    f"`vocab_size` of the model is {vocab_size}, the tokenizer of {corpus.folder} has ids up to "
+                    f"{corpus.vocab_size - 1}; it must be at least {corpus.vocab_size}."
+                )
+
     def __getitem__(self, index: int) -> Any:
         """A row of t tokens, t / m = chunks.
 

@@ -95,6 +95,18 @@ def test_shuffled_neighbours_are_those_of_other_chunks():
     assert not (shuffled == retrieved).any()
 
 
+def test_a_data_set_may_refuse_the_model(tmp_path):
+    class Chosen(PlantedFacts):
+        def check_model(self, chunk_size, vocab_size):
+            raise ValueError(f"not chunks of {chunk_size} with {vocab_size} tokens")
+
+    trainer = build_trainer(tmp_path, build_model())
+    options = {"data_collator": DataCollatorForRetro(0), "args": trainer.args}
+    for data in ({"train_dataset": Chosen(2, 1)}, {"eval_dataset": Chosen(2, 1)}):
+        with pytest.raises(ValueError, match="not chunks of 8 with 24 tokens"):
+            RetroTrainer(build_model(), **options, **data)
+
+
 class Words:
     """A tokenizer of two-byte words."""
 

@@ -141,3 +141,14 @@ def test_numbers_out_of_range_are_refused(corpus, tmp_path, build):
     unpacked = build(tmp_path, ["w1", "w2", "w3", "w4"], until="neighbours")
     with pytest.raises(ValueError, match="stage 'pack' has not run"):
         RetroDataset(Corpus(unpacked.folder))
+
+
+def test_a_model_that_cannot_read_the_rows_is_told_why(corpus):
+    rows = RetroDataset(corpus)
+    rows.check_model(corpus.chunk_size, corpus.vocab_size)
+    with pytest.raises(ValueError, match=r"`chunk_size` of the model is 4, .* is cut into chunks of 8 tokens"):
+        rows.check_model(4, corpus.vocab_size)
+    with pytest.raises(
+        ValueError, match=r"`vocab_size` of the model is 203, .* ids up to 203; it must be at least 204"
+    ):
+        rows.check_model(8, 203)
