@@ -1,5 +1,5 @@
 """What a query will cost on a database that a model never saw: from its plan alone, then after a few measured queries
-of that database. Offline, two to three minutes on a CPU; ends in a drawn plan and a picture of the errors.
+of that database. Offline, about two minutes on a CPU; ends in a drawn plan and a picture of the errors.
 
 python examples/query_cost.py --run runs/query_cost
 

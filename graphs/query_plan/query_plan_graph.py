@@ -89,7 +89,7 @@ class _Builder:
         self.levels: list[int] = []
         self.edges: list[tuple[int, int, int]] = []
         self.place: dict[int, int] = {}  # of an operator, by its id
-        self.columns_from: dict[int, dict[str, list[ColumnFacts]]] = {}  # an operator, by its id
+        self.columns_from: dict[int, dict[str, list[ColumnFacts]]] = {}  # what an operator passes on, by its id
 
     def add_operator(self, operator: PlanOperator) -> None:
         read = []
@@ -100,7 +100,7 @@ class _Builder:
         known = self._known_columns(operator, table)
         keys = _key_columns(operator, known)
         read += [(node, EDGE_SLOTS.index("description")) for node in self._describe(operator, table, known, keys)]
-        values = prod(max(facts.distinct, 1.0) for name in keys for facts in known[name][:1]) if keys else 0.0
+        values = prod(max(known[name][0].distinct, 1.0) for name in keys) if keys else 0.0
         computations = sum(count_computations(quote_names(text, self.column_names)) for text in operator.computed)
         features = operator_features(operator, values, computations)
         self.place[id(operator)] = self._add("operator", features, operator.name, read)
