@@ -148,7 +148,8 @@ class Manifest:
 
     def remove_leftovers(self) -> None:
         """Delete files in our folders that the manifest does not name: half-written ones, those of dropped stages."""
-        shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
+        for scratch in (self.folder / SCRATCH, *self.folder.glob(f".{SCRATCH}.*.tmp")):  # the latter half-written
+            shutil.rmtree(scratch, ignore_errors=True)
         ours = [path for name in STAGE_FOLDERS for path in (self.folder / name).rglob("*") if path.is_file()]
         ours += [path for path in self.folder.glob(".*.tmp") if path.is_file()]
         ours += [self.folder / name for name in ("documents.npy", "last_lengths.npy", "sequences.npy")]

@@ -74,11 +74,14 @@ class PostgresEngine:
         scores, ids = empty_answer(len(queries), k, metric)
         ranges = np.zeros((len(queries), 2), np.int64) if exclude is None else exclude
         operator = _OPERATORS[metric][0]
+        # Materialized, or the text of a query would be read again for every row of the table.
         statement = f"""
-            SELECT asked.row, found.id, found.gap
-            FROM unnest(%s::int[], %s::text[], %s::bigint[], %s::bigint[]) AS asked (row, vector, first, stop)
-            CROSS JOIN LATERAL (
-                SELECT id, embedding {operator} asked.vector::vector({dim}) AS gap FROM {self.table}
+            WITH asked AS MATERIALIZED (
+                SELECT row, text::vector({dim}) AS vector, first, stop
+                FROM unnest(%s::int[], %s::text[], %s::bigint[], %s::bigint[]) AS given (row, text, first, stop)
+            )
+            SELECT asked.row, found.id, found.gap FROM asked CROSS JOIN LATERAL (
+                SELECT id, embedding {operator} asked.vector AS gap FROM {self.table}
                 WHERE id < asked.first OR id >= asked.stop ORDER BY gap LIMIT %s
             ) AS found ORDER BY asked.row, found.gap, found.id"""
         for start in range(0, len(queries), QUERIES_AT_ONCE):

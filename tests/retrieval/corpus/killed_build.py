@@ -1,6 +1,6 @@
 """Build a corpus while being killed again and again; run as a program by test_corpus_kill.py.
 
-python killed_build.py TEXTS ENCODER SCRATCH SEED WORKERS KILLS
+python killed_build.py TEXTS ENCODER SCRATCH SEED WORKERS KILLS INDEX
 
 Imports once, then forks one child per attempt and ends it by SIGKILL after a random time. Prints one JSON object: the
 stages in which the kills fell, and the names of files that differ from those of an uninterrupted build by one worker.
@@ -23,8 +23,8 @@ from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corp
 from graft.retrieval.corpus.stage import stages_so_far
 
 
-def build(folder: Path, texts: Path, embedder: ChunkEmbedder, workers: int) -> None:
-    settings = PreparationSettings(ChunkSettings(8, 8), 3, 32, "multi", workers)
+def build(folder: Path, texts: Path, embedder: ChunkEmbedder, index: str, workers: int) -> None:
+    settings = PreparationSettings(ChunkSettings(8, 8), 3, 32, "multi", workers, index)
     prepare_corpus(TextFolder(texts), folder, embedder.tokenizer, embedder, settings)
 
 
@@ -55,17 +55,18 @@ def digests(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     texts, encoder, scratch = map(Path, sys.argv[1:4])
-    seed, workers, kills = map(int, sys.argv[4:])
+    seed, workers, kills = map(int, sys.argv[4:7])
+    index = sys.argv[7]
     rng, embedder = random.Random(seed), ChunkEmbedder(encoder)
     began = time.monotonic()
-    assert os.waitpid(start(scratch / "whole", texts, embedder, 1), 0)[1] == 0
+    assert os.waitpid(start(scratch / "whole", texts, embedder, index, 1), 0)[1] == 0
     whole_seconds, expected = time.monotonic() - began, digests(scratch / "whole")
     hit, differing, attempt = [], set(), 0
     while len(hit) < kills:
         folder = scratch / f"killed{attempt}"
         attempt += 1
         while True:
-            child = start(folder, texts, embedder, workers)
+            child = start(folder, texts, embedder, index, workers)
             time.sleep(rng.uniform(0, whole_seconds * 0.8))
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:

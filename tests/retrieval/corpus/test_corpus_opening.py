@@ -177,7 +177,8 @@ def test_wrong_neighbours_and_vectors_with_right_checksums_are_found(copy, embed
 
 def test_leftovers_are_ignored_and_removed_by_the_next_run(copy, build, digests):
     before = digests(copy)
-    for name in ("tokens/00099.bin", "embeddings/.00000.npy.abc.tmp", ".manifest.json.abc.tmp", "index/old.faiss"):
+    names = ["tokens/00099.bin", "embeddings/.00000.npy.abc.tmp", ".manifest.json.abc.tmp", "index/old.faiss"]
+    for name in [*names, "..scratch.abc.tmp/.index.faiss.abc.tmp"]:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text("half")
     (copy / "mine.html").write_text("a page of the user's")
