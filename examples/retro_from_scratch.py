@@ -1,5 +1,5 @@
 """A small RETRO trained from nothing on the documentation of Python and PostgreSQL, and an honest answer whether it
-reads what it finds. Offline, about 15 minutes on one busy CPU core; ends in a picture and a page.
+reads what it finds. Offline, 6 to 12 minutes on one busy CPU core; ends in a picture and a page.
 
 python examples/retro_from_scratch.py --run runs/retro --steps 600
 
@@ -45,7 +45,7 @@ from graft.trainer.tokenizer_training import trained_tokenizer
 
 POSTGRESQL = Path("/usr/share/doc")
 PACKAGES = ("peft", "accelerate", "networkx")
-VOCABULARY, CHUNK, NEIGHBOURS, ROW, BATCH, RATE = 2048, 32, 2, 256, 4, 8e-3
+VOCABULARY, CHUNK, NEIGHBOURS, ROW, BATCH, RATE = 2048, 32, 2, 256, 4, 1.5e-3
 SIZES = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
