@@ -1,0 +1,112 @@
+"""A field of a configuration exists only if something reads it: looked for in the source; a check is no reader."""
+
+import ast
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+from peft import PeftConfig
+from transformers import PreTrainedConfig
+
+from graft.configuration.configuration_gnn import GNNConfig
+from graft.configuration.configuration_query_graph import QueryGraphConfig
+from graft.configuration.configuration_retro import RetroConfig
+from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.modeling.graph.sparse_gin_config import SparseGINConfig
+from graft.modeling.retro.retrofit_config import RetroFitConfig
+from graft.trainer.arguments import AdapterArguments, DataArguments, GraphArguments, ModelArguments, RunConfiguration
+
+ROOT = Path(__file__).parents[1]
+TRAINER, GRAPH, RETRO = ["trainer"], ["modeling/graph"], ["modeling/retro"]
+READERS = {
+    RunConfiguration: TRAINER,
+    ModelArguments: TRAINER,
+    DataArguments: TRAINER,
+    AdapterArguments: TRAINER,
+    GraphArguments: [*TRAINER, *GRAPH],
+    UnlimiformerConfig: ["modeling/unlimiformer", "retrieval", "trainer"],
+    GNNConfig: GRAPH,
+    SparseGINConfig: GRAPH,
+    RetroConfig: [*RETRO, "configuration/configuration_retro.py"],  # its properties complete what was left None
+    RetroFitConfig: RETRO,
+    QueryGraphConfig: ["modeling/query_graph"],
+}
+"""Each configuration and the folders that act on it."""
+
+CHECKS = {"block_rules.py", "config_file.py"}
+"""Files that only build and check the blocks of a run."""
+
+OF_TRANSFORMERS = {"use_cache", "bos_token_id", "eos_token_id", "tie_word_embeddings", "max_position_embeddings"}
+"""Fields under transformers' own names, which its `generate` and its models read."""
+
+
+class Reads(ast.NodeVisitor):
+    """Names of attributes that are read, and of those asked for by name, outside of the checks of a configuration."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if not node.name.startswith(("validate_", "__post_init__")):
+            self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self.names.add(node.attr)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Name) and node.func.id == "getattr" and isinstance(node.args[1], ast.Constant):
+            self.names.add(node.args[1].value)
+        self.generic_visit(node)
+
+
+def names_read(text: str) -> set[str]:
+    reads = Reads()
+    reads.visit(ast.parse(text))
+    return reads.names
+
+
+def names_read_in(places: list[str]) -> set[str]:
+    files = [
+        file
+        for place in places
+        for file in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
+        if file.name not in CHECKS
+    ]
+    return {name for file in files for name in names_read(file.read_text(encoding="utf-8"))}
+
+
+def own_fields(configuration: type) -> list[str]:
+    """Fields that the class and not its stock base declares, and those of the dataclasses in it."""
+    stock = {
+        each.name
+        for base in (PeftConfig, PreTrainedConfig)
+        if issubclass(configuration, base)
+        for each in fields(base)
+    }
+    types = {each.name: each.type for each in fields(configuration) if each.name not in stock}
+    parts = [part for hint in types.values() for part in (hint, *typing.get_args(hint))]
+    inner = [part for part in parts if isinstance(part, type) and is_dataclass(part) and part not in READERS]
+    return [*types] + [name for part in inner for name in own_fields(part)]
+
+
+@pytest.mark.parametrize("owner", READERS, ids=lambda owner: owner.__name__)
+def test_every_field_is_read_where_it_should_act(owner):
+    read = names_read_in(READERS[owner])
+    unread = [name for name in own_fields(owner) if name not in read | OF_TRANSFORMERS]
+    assert unread == [], f"nothing in {READERS[owner]} reads {unread} of {owner.__name__}"
+
+
+def test_checks_and_assignments_are_no_readers():
+    text = """
+class Options:
+    def validate_ranges(self):
+        if self.checked < 1:
+            raise ValueError
+
+    def apply(self, options):
+        options.assigned = options.used + getattr(options, "asked")
+"""
+    assert names_read(text) == {"used", "asked"}
