@@ -180,3 +180,55 @@ def test_one_training_step_reaches_the_adapters_and_nothing_else():
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trained.values())
     frozen = [p for name, p in grafted.model.named_parameters() if "lora" not in name]
     assert all(parameter.grad is None for parameter in frozen)
+
+
+def test_adapters_trained_between_evaluations_with_memory_leave_the_base_bit_for_bit():
+    grafted = Grafted("llama", ["memory", "lora", "retrofit", "graph"])
+    document, question = random_ids(2, 40, seed=1), random_ids(2, 9, seed=2)
+    networks = (grafted.handles["retrofit"].adapter, grafted.handles["graph"].base_model.sparse_gin)
+    lora = [parameter for name, parameter in grafted.model.named_parameters() if "lora" in name]
+    trained = [*lora, *(parameter for network in networks for parameter in network.parameters())]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    ids = random_ids(2, 13, seed=3)
+    retrieved = neighbours_of(ids[:, :12].unflatten(1, (3, 4)).flatten(0, 1)).unflatten(0, (2, 3))
+    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    losses, evaluated = [], []
+    for _ in range(3):
+        grafted.model.eval()
+        with torch.no_grad():
+            given = grafted.inputs(document, question)
+            evaluated.append(grafted.model(**given).logits)
+            losses.append(float(grafted.model(ids, labels=ids, retrieved=retrieved).loss))
+        grafted.model.train()
+        for _ in range(5):
+            grafted.model(ids, labels=ids, retrieved=retrieved).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses[0] > losses[1] > losses[2]
+    assert not torch.equal(evaluated[0], evaluated[1])
+    assert not torch.equal(evaluated[1], evaluated[2])
+    grafted.model.eval()
+    for name in ("retrofit", "memory", "graph", "lora"):
+        grafted.remove(name)
+    logits, weights, _, hooks = grafted.picture()
+    assert torch.equal(logits, grafted.before[0])
+    assert all(torch.equal(weights[name], before) for name, before in grafted.before[1].items())
+    assert hooks == {}
+
+
+@pytest.mark.parametrize("name", ["memory", "retrofit"])
+def test_an_ability_that_is_there_is_refused_a_second_time_and_nothing_changes(name):
+    grafted = Grafted("llama", ABILITIES)
+    document, question = random_ids(2, 40, seed=1), random_ids(2, 9, seed=2)
+    with torch.no_grad():
+        before = grafted.model(**grafted.inputs(document, question)).logits
+        with pytest.raises(RuntimeError, match="already"):
+            getattr(grafted, f"attach_{name}")()
+        assert torch.equal(grafted.model(**grafted.inputs(document, question)).logits, before)
+
+
+def test_two_adapters_under_one_name_are_refused_by_that_name():
+    grafted = Grafted("llama", ["lora"])
+    with pytest.raises(ValueError, match="`adapter_name` 'default' is used by another adapter"):
+        get_peft_model(grafted.model, SparseGINConfig(**GRAPH, task_type="CAUSAL_LM"))
