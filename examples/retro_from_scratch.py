@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import math
+import re
 import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -192,15 +193,24 @@ def continue_page(model, tokenizer, corpus: Corpus, held_out: Corpus, tokens: in
     return tokenizer.decode(written[0], skip_special_tokens=True), recording.reads
 
 
+def readable(text: str) -> str:
+    """The text with long rules, such as those under headings, cut short."""
+    return re.sub(r"([^\w\s])\1{8,}", lambda rule: 8 * rule[1], text)
+
+
 def draw(folder: Path, history: list[dict], figures: dict, text: str, reads: list[Read]) -> Path:
     """The page: losses while training, the three at the end, and what was written beside what was read."""
     plot_losses([{k: v for k, v in entry.items() if k != "learning_rate"} for entry in history], folder / "loss.png")
     rows = [(MEANINGS[view], figures[f"eval_{view}_loss"], figures[f"eval_{view}_bits_per_byte"]) for view in VIEWS]
     body = pages.table(rows, ("held-out pages, read", "loss per token", "bits per byte"))
     body += pages.figure(folder / "loss.png", "Loss per token of training rows and, in each view, of held-out ones.")
-    body += pages.heading("A page continued") + pages.paragraph(text)
+    body += pages.heading("A page continued") + pages.paragraph(readable(text))
     body += pages.heading("What was read meanwhile")
-    rows = [(read.text, n.distance, f"{n.text} ... {n.continuation}") for read in reads for n in read.neighbours]
+    rows = [
+        (readable(read.text) if place == 0 else "", near.distance, readable(f"{near.text} ... {near.continuation}"))
+        for read in reads
+        for place, near in enumerate(read.neighbours)
+    ]
     body += pages.table(rows, ("chunk", "distance", "neighbour, and what follows it"))
     pages.page("A RETRO from scratch", body, folder / "retro.html")
     return folder / "retro.html"

@@ -25,6 +25,10 @@ def test_pages_of_postgresql_become_text_without_navigation(example, tmp_path):
     assert example["postgresql_pages"](tmp_path / "nothing") == []
 
 
+def test_long_rules_are_cut_short(example):
+    assert example["readable"]("Title\n" + 40 * "=" + "\naaaaaaaaaaaa --- ") == "Title\n========\naaaaaaaaaaaa --- "
+
+
 def test_every_tenth_text_is_held_out(example):
     texts = [f"{number} ".ljust(600, "x") for number in range(40)] + ["short"]
     train, held_out = example["divided"](texts, 10**6)
