@@ -1,18 +1,27 @@
 """A field of a configuration exists only if something reads it: looked for in the source; a check is no reader."""
 
 import ast
-import typing
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from peft import PeftConfig
-from transformers import PreTrainedConfig
 
-from graft.configuration.configuration_gnn import GNNConfig
+from graft.configuration.configuration_gnn import (
+    AdjacencyConfig,
+    EdgeTransformConfig,
+    GNNConfig,
+    LatentConfig,
+    LlamaGNNConfig,
+    SparseGraphConfig,
+)
 from graft.configuration.configuration_query_graph import QueryGraphConfig
 from graft.configuration.configuration_retro import RetroConfig
-from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.configuration.configuration_unlimiformer import (
+    UnlimiformerBartConfig,
+    UnlimiformerConfig,
+    UnlimiformerLlamaConfig,
+)
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.retro.retrofit_config import RetroFitConfig
 from graft.trainer.arguments import AdapterArguments, DataArguments, GraphArguments, ModelArguments, RunConfiguration
@@ -26,7 +35,10 @@ READERS = {
     AdapterArguments: TRAINER,
     GraphArguments: [*TRAINER, *GRAPH],
     UnlimiformerConfig: ["modeling/unlimiformer", "retrieval", "trainer"],
+    **dict.fromkeys((UnlimiformerBartConfig, UnlimiformerLlamaConfig), ["modeling/unlimiformer"]),
     GNNConfig: GRAPH,
+    LlamaGNNConfig: GRAPH,
+    **dict.fromkeys((AdjacencyConfig, EdgeTransformConfig, SparseGraphConfig, LatentConfig), GRAPH),
     SparseGINConfig: GRAPH,
     RetroConfig: [*RETRO, "configuration/configuration_retro.py"],  # its properties complete what was left None
     RetroFitConfig: RETRO,
@@ -79,17 +91,27 @@ def names_read_in(places: list[str]) -> set[str]:
 
 
 def own_fields(configuration: type) -> list[str]:
-    """Fields that the class and not its stock base declares, and those of the dataclasses in it."""
-    stock = {
-        each.name
-        for base in (PeftConfig, PreTrainedConfig)
-        if issubclass(configuration, base)
-        for each in fields(base)
-    }
-    types = {each.name: each.type for each in fields(configuration) if each.name not in stock}
-    parts = [part for hint in types.values() for part in (hint, *typing.get_args(hint))]
-    inner = [part for part in parts if isinstance(part, type) and is_dataclass(part) and part not in READERS]
-    return [*types] + [name for part in inner for name in own_fields(part)]
+    """Each field that the class or a parent of ours declares, without those of stock parents."""
+    parents = [
+        each for each in configuration.__mro__ if is_dataclass(each) and not each.__module__.startswith("graft.")
+    ]
+    stock = {each.name for parent in parents for each in fields(parent)}
+    return [each.name for each in fields(configuration) if each.name not in stock]
+
+
+def configurations() -> list[type]:
+    """Every dataclass that graft.configuration and the arguments of a run define."""
+    names = [f"graft.configuration.{path.stem}" for path in (ROOT / "configuration").glob("configuration_*.py")]
+    classes = [each for name in [*names, "graft.trainer.arguments"] for each in vars(import_module(name)).values()]
+    return [
+        each
+        for each in classes
+        if isinstance(each, type) and is_dataclass(each) and each.__module__ in [*names, "graft.trainer.arguments"]
+    ]
+
+
+def test_every_configuration_is_looked_at():
+    assert [each.__name__ for each in configurations() if each not in READERS] == []
 
 
 @pytest.mark.parametrize("owner", READERS, ids=lambda owner: owner.__name__)

@@ -299,34 +299,3 @@ def test_nothing_pickles_and_nothing_trusts_by_itself(name):
 def test_the_library_does_not_print(name):
     calls = [node for node in ast.walk(tree(name)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     assert not [node.lineno for node in calls if node.func.id == "print"]
-
-
-WHO_READS = {"modeling", "retrieval", "graphs", "trainer", "scripts"}
-READ_BY_TRANSFORMERS = {"tie_word_embeddings"}
-
-
-@cache
-def options() -> dict[str, set[str]]:
-    """The fields of each config and argument class, by `module.Class`."""
-    found = {}
-    for name in modules():
-        if folder_of(name) == "configuration" or name == "graft.trainer.arguments":
-            for node in ast.walk(tree(name)):
-                if isinstance(node, ast.ClassDef):
-                    fields = {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
-                    found[f"{name}.{node.name}"] = {field for field in fields if not field.startswith("_")}
-    return {name: fields for name, fields in found.items() if fields}
-
-
-@pytest.mark.parametrize("owner", sorted(options()))
-def test_every_option_is_read_by_somebody(owner):
-    definition = owner.rpartition(".")[0]
-    readers = [name for name in modules() if folder_of(name) in WHO_READS and name != definition]
-    read = {
-        node.attr
-        for name in readers
-        for node in ast.walk(tree(name))
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    }
-    unread = options()[owner] - read - READ_BY_TRANSFORMERS
-    assert not unread
