@@ -98,10 +98,9 @@ def cross_attend_to_memory(
         if "position_bias" in kwargs:  # T5: zeros, but of the length of what stands for the memory in the cache
             kwargs["position_bias"] = grid.new_zeros(1, grid.shape[1], grid.shape[2], keys.shape[2])
         output, weights = proceed(module, grid, keys, values, None, **kwargs)
-        if grid.shape == query.shape:
-            return output, weights
-        output = output.view(rows.count, -1, query.shape[2], *output.shape[2:])
-        return rows.from_grid(output), None
+        # One row per document, in any order: the weights can be laid out like the rows. Else they are not given.
+        weights = rows.from_grid(weights[:, None]) if weights is not None and grid.shape == query.shape else None
+        return rows.from_grid(output.view(rows.count, -1, query.shape[2], *output.shape[2:])), weights
     scaled, dropout = query * kwargs["scaling"], kwargs.get("dropout") or 0.0
     memory = with_softcap(memory, kwargs.get("softcap"))
     output = _read_hidden(module, scaled, memory, graft_memory, dropout)

@@ -340,6 +340,22 @@ def test_beams_of_shared_and_of_repeated_documents_generate_the_same(tiny, store
     assert torch.equal(selected, stored)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("store", STORES)
+def test_documents_in_another_order_are_read_by_their_own_rows(tiny, store, implementation):
+    model, ids, answers = tiny.model("bart"), tiny.ids(3, LENGTH), tiny.ids(3, 4, seed=2)
+    model.set_attn_implementation(implementation)
+    order = [2, 0, 1]
+    with torch.no_grad(), unlimiform(model, UnlimiformerConfig(store=store, **ALL)) as handle:
+        found = model(**handle.remember(ids).select(order).inputs(), decoder_input_ids=answers, output_attentions=True)
+        expected = model(**handle.remember(ids[order]).inputs(), decoder_input_ids=answers, output_attentions=True)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(found.cross_attentions, expected.cross_attentions, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("store", STORES)
 def test_several_returned_sequences_are_those_of_as_many_rows_under_one_seed(tiny, store):
     model, ids = tiny.model("bart"), tiny.ids(2, LENGTH)
