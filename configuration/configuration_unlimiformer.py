@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import BartConfig, LlamaConfig
+from transformers import BartConfig, LlamaConfig, Qwen3Config, T5Config
 
 
 @strict
@@ -143,5 +143,23 @@ class UnlimiformerLlamaConfig(_HoldsUnlimiformerConfig, LlamaConfig):
     """A LlamaConfig with `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, None for defaults."""
 
     model_type = "graft_unlimiformer_llama"
+
+    unlimiformer_config: Any = None
+
+
+@strict
+class UnlimiformerQwen3Config(_HoldsUnlimiformerConfig, Qwen3Config):
+    """A Qwen3Config with `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, None for defaults."""
+
+    model_type = "graft_unlimiformer_qwen3"
+
+    unlimiformer_config: Any = None
+
+
+@strict
+class UnlimiformerT5Config(_HoldsUnlimiformerConfig, T5Config):
+    """A T5Config with `unlimiformer_config`: an UnlimiformerConfig, a dict of its fields, None for defaults."""
+
+    model_type = "graft_unlimiformer_t5"
 
     unlimiformer_config: Any = None

@@ -45,6 +45,10 @@ _PUBLIC = {
     "UnlimiformerConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerLlamaConfig": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerLlamaForCausalLM": "graft.modeling.unlimiformer.modeling_unlimiformer_llama",
+    "UnlimiformerQwen3Config": "graft.configuration.configuration_unlimiformer",
+    "UnlimiformerQwen3ForCausalLM": "graft.modeling.unlimiformer.modeling_unlimiformer_qwen3",
+    "UnlimiformerT5Config": "graft.configuration.configuration_unlimiformer",
+    "UnlimiformerT5ForConditionalGeneration": "graft.modeling.unlimiformer.modeling_unlimiformer_t5",
     "estimate_memory": "graft.modeling.unlimiformer.memory_size",
     "retrofit": "graft.modeling.retro.retrofit",
     "unlimiform": "graft.modeling.unlimiformer.attach",
@@ -78,6 +82,12 @@ if TYPE_CHECKING:
     from graft.configuration.configuration_unlimiformer import (
         UnlimiformerLlamaConfig as UnlimiformerLlamaConfig,
     )
+    from graft.configuration.configuration_unlimiformer import (
+        UnlimiformerQwen3Config as UnlimiformerQwen3Config,
+    )
+    from graft.configuration.configuration_unlimiformer import (
+        UnlimiformerT5Config as UnlimiformerT5Config,
+    )
     from graft.graphs.query_plan.query_plan_graph import QueryPlanGraph as QueryPlanGraph
     from graft.modeling.attachment import Attachment as Attachment
     from graft.modeling.graph.external_edges import ChunkGraph as ChunkGraph
@@ -103,6 +113,12 @@ if TYPE_CHECKING:
     from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart as UnlimiformerBart
     from graft.modeling.unlimiformer.modeling_unlimiformer_llama import (
         UnlimiformerLlamaForCausalLM as UnlimiformerLlamaForCausalLM,
+    )
+    from graft.modeling.unlimiformer.modeling_unlimiformer_qwen3 import (
+        UnlimiformerQwen3ForCausalLM as UnlimiformerQwen3ForCausalLM,
+    )
+    from graft.modeling.unlimiformer.modeling_unlimiformer_t5 import (
+        UnlimiformerT5ForConditionalGeneration as UnlimiformerT5ForConditionalGeneration,
     )
     from graft.modeling.unlimiformer.report import AttentionReport as AttentionReport
     from graft.retrieval.corpus.corpus import Corpus as Corpus

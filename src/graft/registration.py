@@ -8,7 +8,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.configuration.configuration_query_graph import QueryGraphConfig
 from graft.configuration.configuration_retro import RetroConfig
-from graft.configuration.configuration_unlimiformer import UnlimiformerBartConfig, UnlimiformerLlamaConfig
+from graft.configuration.configuration_unlimiformer import (
+    UnlimiformerBartConfig,
+    UnlimiformerLlamaConfig,
+    UnlimiformerQwen3Config,
+    UnlimiformerT5Config,
+)
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN, LlamaModelWithGNN
 from graft.modeling.graph.sparse_gin_model import register_with_peft as register_sparse_gin
 from graft.modeling.query_graph.modeling_query_graph import QueryGraphForCostEstimation
@@ -16,6 +21,8 @@ from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
 from graft.modeling.retro.retrofit_tuner import register_with_peft as register_retrofit
 from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerBart
 from graft.modeling.unlimiformer.modeling_unlimiformer_llama import UnlimiformerLlamaForCausalLM
+from graft.modeling.unlimiformer.modeling_unlimiformer_qwen3 import UnlimiformerQwen3ForCausalLM
+from graft.modeling.unlimiformer.modeling_unlimiformer_t5 import UnlimiformerT5ForConditionalGeneration
 
 _REGISTERED = (
     (LlamaGNNConfig, AutoModel, LlamaModelWithGNN),
@@ -25,6 +32,8 @@ _REGISTERED = (
     (RetroConfig, AutoModelForCausalLM, RetroForCausalLM),
     (UnlimiformerBartConfig, AutoModelForSeq2SeqLM, UnlimiformerBart),
     (UnlimiformerLlamaConfig, AutoModelForCausalLM, UnlimiformerLlamaForCausalLM),
+    (UnlimiformerQwen3Config, AutoModelForCausalLM, UnlimiformerQwen3ForCausalLM),
+    (UnlimiformerT5Config, AutoModelForSeq2SeqLM, UnlimiformerT5ForConditionalGeneration),
 )
 
 for _config_class, _auto_class, _model_class in _REGISTERED:

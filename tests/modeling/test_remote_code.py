@@ -391,28 +391,49 @@ def test_unknown_auto_classes_are_refused(model, tmp_path, auto_classes):
     assert not (tmp_path / "saved").exists()
 
 
+SIZES = {"vocab_size": 40, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+BART = {
+    "d_model": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 32,
+}
+T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2, "unlimiformer_config": {"window": 16}}
+DECODER = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "unlimiformer_config": {"local_tokens": 8},
+}
+PERMANENT = {
+    "UnlimiformerBart": ("UnlimiformerBartConfig", BART),
+    "UnlimiformerLlamaForCausalLM": ("UnlimiformerLlamaConfig", DECODER),
+    "UnlimiformerQwen3ForCausalLM": (
+        "UnlimiformerQwen3Config",
+        {**DECODER, "num_key_value_heads": 1, "head_dim": 4},
+    ),
+    "UnlimiformerT5ForConditionalGeneration": ("UnlimiformerT5Config", T5),
+}
+
+
 def permanent_model(name: str):
     """A tiny model of a class that graft registers, and inputs for its forward."""
-    sizes = {"vocab_size": 40, "max_position_embeddings": 32, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    if name == "UnlimiformerBart":
-        heads = {
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 16,
-            "decoder_ffn_dim": 16,
-        }
-        config = graft.UnlimiformerBartConfig(d_model=8, encoder_layers=1, decoder_layers=2, **heads, **sizes)
-    else:
-        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-        config = graft.UnlimiformerLlamaConfig(**shape, unlimiformer_config={"local_tokens": 8}, **sizes)
+    config_name, options = PERMANENT[name]
+    config = getattr(graft, config_name)(**SIZES, **options)
     torch.manual_seed(0)
     inputs = {"input_ids": torch.randint(3, 40, (1, 50)).tolist()}
-    if name == "UnlimiformerBart":
+    if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = [[2, 5, 6]]
     return getattr(graft, name)(config).eval(), inputs
 
 
-@pytest.mark.parametrize("name", ["UnlimiformerBart", "UnlimiformerLlamaForCausalLM"])
+@pytest.mark.parametrize("name", PERMANENT)
 def test_a_permanent_class_answers_bit_for_bit_where_graft_is_absent(name, tmp_path):
     model, inputs = permanent_model(name)
     model.save_pretrained(tmp_path / "saved")

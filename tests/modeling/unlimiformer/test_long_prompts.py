@@ -1,16 +1,27 @@
-"""UnlimiformerLlamaForCausalLM remembers all of a long input but its end, and is a Llama in everything else."""
+"""The permanent decoders remember all of a long input but its end, and are the stock model in everything else."""
 
 import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft import UnlimiformerConfig, UnlimiformerLlamaConfig, UnlimiformerLlamaForCausalLM, unlimiform
+from graft import (
+    UnlimiformerConfig,
+    UnlimiformerLlamaConfig,
+    UnlimiformerLlamaForCausalLM,
+    UnlimiformerQwen3Config,
+    UnlimiformerQwen3ForCausalLM,
+    unlimiform,
+)
 
 WINDOW, LENGTH, LOCAL = 16, 45, 6
 OPTIONS = {"window": WINDOW, "keys_per_query": 4, "local_tokens": LOCAL}
 SEVEN_KEYS = {**OPTIONS, "keys_per_query": 7}
+PERMANENT = {
+    "llama": (UnlimiformerLlamaConfig, UnlimiformerLlamaForCausalLM),
+    "qwen3": (UnlimiformerQwen3Config, UnlimiformerQwen3ForCausalLM),
+}
 RULES = {
     "few keys": {},
     "all keys": {"keys_per_query": None},
@@ -26,16 +37,22 @@ MODES = {
 }
 
 
-def permanent(tiny, dtype=torch.float32, **options):
-    """A stock Llama and an UnlimiformerLlamaForCausalLM of the same weights."""
-    stock = tiny.model("llama", dtype=dtype)
-    config = UnlimiformerLlamaConfig(
-        **{k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")},
-        unlimiformer_config={**OPTIONS, **options},
-    )
-    model = UnlimiformerLlamaForCausalLM(config).to(dtype).eval()
-    model.load_state_dict(stock.state_dict())
-    return stock, model
+@pytest.fixture(params=PERMANENT)
+def permanent(request, tiny):
+    """Builds a stock model and a permanent one of the same weights."""
+    config_class, model_class = PERMANENT[request.param]
+
+    def build(dtype=torch.float32, **options):
+        stock = tiny.model(request.param, dtype=dtype)
+        config = config_class(
+            **{k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")},
+            unlimiformer_config={**OPTIONS, **options},
+        )
+        model = model_class(config).to(dtype).eval()
+        model.load_state_dict(stock.state_dict())
+        return stock, model
+
+    return build
 
 
 def tail_labels(ids, count):
@@ -45,8 +62,8 @@ def tail_labels(ids, count):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_logits_and_loss_of_long_inputs_are_the_handles_for_the_local_tokens(tiny, rule):
-    stock, model = permanent(tiny, **RULES[rule])
+def test_logits_and_loss_of_long_inputs_are_the_handles_for_the_local_tokens(permanent, tiny, rule):
+    stock, model = permanent(**RULES[rule])
     ids = tiny.ids(2, LENGTH)
     with torch.no_grad():
         found = model(input_ids=ids, labels=tail_labels(ids, LOCAL))
@@ -58,8 +75,8 @@ def test_logits_and_loss_of_long_inputs_are_the_handles_for_the_local_tokens(tin
     assert torch.equal(found.loss, expected.loss)
 
 
-def test_all_keys_of_a_document_within_the_window_give_the_stock_logits(tiny):
-    stock, model = permanent(tiny, keys_per_query=None, window=64)
+def test_all_keys_of_a_document_within_the_window_give_the_stock_logits(permanent, tiny):
+    stock, model = permanent(keys_per_query=None, window=64)
     ids = tiny.ids(2, LENGTH)
     with torch.no_grad():
         expected = stock(input_ids=ids).logits[:, -LOCAL:]
@@ -68,8 +85,8 @@ def test_all_keys_of_a_document_within_the_window_give_the_stock_logits(tiny):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("rule", RULES)
-def test_padded_inputs_of_different_lengths_give_what_each_gives_alone(tiny, rule, side):
-    _, model = permanent(tiny, dtype=torch.float64, **RULES[rule])
+def test_padded_inputs_of_different_lengths_give_what_each_gives_alone(permanent, tiny, rule, side):
+    _, model = permanent(dtype=torch.float64, **RULES[rule])
     rows = [tiny.ids(n, seed=n) for n in (LENGTH, 20, 9)]
     ids, mask = tiny.pad(rows, side)
     with torch.no_grad():
@@ -82,8 +99,8 @@ def test_padded_inputs_of_different_lengths_give_what_each_gives_alone(tiny, rul
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_loss_of_padded_inputs_is_that_of_each_labelled_token_alone(tiny, side):
-    _, model = permanent(tiny)
+def test_loss_of_padded_inputs_is_that_of_each_labelled_token_alone(permanent, tiny, side):
+    _, model = permanent()
     rows = [tiny.ids(n, seed=n) for n in (LENGTH, 20, 9)]
     ids, mask = tiny.pad(rows, side)
     labels, real = torch.full_like(ids, -100), mask.bool()
@@ -97,9 +114,9 @@ def test_loss_of_padded_inputs_is_that_of_each_labelled_token_alone(tiny, side):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_wide_batch_of_rows_that_are_all_short_has_the_loss_of_a_stock_llama(tiny, side):
+def test_a_wide_batch_of_rows_that_are_all_short_has_the_loss_of_the_stock_model(permanent, tiny, side):
     """The batch is wider than `local_tokens`, but no row is: nothing is remembered, and nothing may be refused."""
-    stock, model = permanent(tiny)
+    stock, model = permanent()
     ids, mask = (both[:2] for both in tiny.pad([tiny.ids(LOCAL), tiny.ids(3, seed=1), tiny.ids(LOCAL + 4)], side))
     labels = ids.masked_fill(mask == 0, -100)
     with torch.no_grad():
@@ -108,8 +125,8 @@ def test_a_wide_batch_of_rows_that_are_all_short_has_the_loss_of_a_stock_llama(t
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-5)
 
 
-def test_inputs_within_local_tokens_are_stock_llamas_bit_for_bit(tiny):
-    stock, model = permanent(tiny)
+def test_inputs_within_local_tokens_are_the_stock_models_bit_for_bit(permanent, tiny):
+    stock, model = permanent()
     ids = tiny.ids(2, LOCAL)
     with torch.no_grad():
         found, expected = model(input_ids=ids, labels=ids), stock(input_ids=ids, labels=ids)
@@ -120,8 +137,8 @@ def test_inputs_within_local_tokens_are_stock_llamas_bit_for_bit(tiny):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("mode", MODES)
-def test_generate_takes_inputs_of_any_length_and_returns_them_whole_with_the_handles_tokens(tiny, rule, mode):
-    stock, model = permanent(tiny, **RULES[rule])
+def test_generate_takes_inputs_of_any_length_and_returns_them_whole_with_handles_tokens(permanent, tiny, rule, mode):
+    stock, model = permanent(**RULES[rule])
     ids = tiny.ids(2, LENGTH)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **MODES[mode]}
     with unlimiform(stock, UnlimiformerConfig(**{**OPTIONS, **RULES[rule]})) as handle:
@@ -136,8 +153,8 @@ def test_generate_takes_inputs_of_any_length_and_returns_them_whole_with_the_han
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_generate_from_padded_inputs_gives_what_each_gives_alone(tiny, side):
-    _, model = permanent(tiny)
+def test_generate_from_padded_inputs_gives_what_each_gives_alone(permanent, tiny, side):
+    _, model = permanent()
     rows = [tiny.ids(n, seed=n) for n in (LENGTH, 20, 9)]
     ids, mask = tiny.pad(rows, side)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -147,8 +164,8 @@ def test_generate_from_padded_inputs_gives_what_each_gives_alone(tiny, side):
         assert torch.equal(together[i, LENGTH:], model.generate(row[None], **options)[0, len(row) :])
 
 
-def test_generated_outputs_as_an_object_hold_the_whole_input(tiny):
-    _, model = permanent(tiny)
+def test_generated_outputs_as_an_object_hold_the_whole_input(permanent, tiny):
+    _, model = permanent()
     ids = tiny.ids(2, LENGTH)
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     found = model.generate(ids, return_dict_in_generate=True, output_scores=True, **options)
@@ -156,17 +173,17 @@ def test_generated_outputs_as_an_object_hold_the_whole_input(tiny):
     assert len(found.scores) == 5
 
 
-def test_generate_without_a_cache_reads_the_memory_and_gives_the_same_tokens(tiny):
+def test_generate_without_a_cache_reads_the_memory_and_gives_the_same_tokens(permanent, tiny):
     """Each step then remembers anew, and its local tokens are the prompt's last ones and those generated: so the
     memory must not move with the answer."""
-    _, model = permanent(tiny)
+    _, model = permanent()
     ids = tiny.ids(2, LENGTH)
     options = {"max_new_tokens": 6, "do_sample": False}
     assert torch.equal(model.generate(ids, use_cache=False, **options), model.generate(ids, **options))
 
 
-def test_a_forward_without_a_cache_gives_the_same_logits(tiny):
-    _, model = permanent(tiny)
+def test_a_forward_without_a_cache_gives_the_same_logits(permanent, tiny):
+    _, model = permanent()
     ids = tiny.ids(2, LENGTH)
     with torch.no_grad():
         without = model(input_ids=ids, use_cache=False)
@@ -176,8 +193,8 @@ def test_a_forward_without_a_cache_gives_the_same_logits(tiny):
 
 
 @pytest.mark.parametrize("place", [0, LENGTH - LOCAL - 1])
-def test_labels_on_remembered_tokens_are_refused_with_the_way_out(tiny, place):
-    _, model = permanent(tiny)
+def test_labels_on_remembered_tokens_are_refused_with_the_way_out(permanent, tiny, place):
+    _, model = permanent()
     ids = tiny.ids(2, LENGTH)
     labels = tail_labels(ids, LOCAL)
     labels[1, place] = 5
@@ -185,14 +202,14 @@ def test_labels_on_remembered_tokens_are_refused_with_the_way_out(tiny, place):
         model(input_ids=ids, labels=labels)
 
 
-def test_labels_of_another_shape_are_refused_by_name(tiny):
-    _, model = permanent(tiny)
+def test_labels_of_another_shape_are_refused_by_name(permanent, tiny):
+    _, model = permanent()
     with pytest.raises(ValueError, match="`labels`"):
         model(input_ids=tiny.ids(2, LENGTH), labels=tiny.ids(2, LENGTH - 1))
 
 
-def test_training_is_a_stock_llamas_bit_for_bit(tiny):
-    stock, model = permanent(tiny)
+def test_training_is_the_stock_models_bit_for_bit(permanent, tiny):
+    stock, model = permanent()
     ids = tiny.ids(2, LENGTH)
     for each in (stock, model):
         each.train()(input_ids=ids, labels=ids).loss.backward()
@@ -200,8 +217,8 @@ def test_training_is_a_stock_llamas_bit_for_bit(tiny):
         assert torch.equal(one.grad, other.grad), name
 
 
-def test_gradient_checkpointing_changes_no_gradient_of_a_training_step(tiny):
-    _, model = permanent(tiny)
+def test_gradient_checkpointing_changes_no_gradient_of_a_training_step(permanent, tiny):
+    _, model = permanent()
     ids, gradients = tiny.ids(2, LENGTH), []
     for checkpointing in (False, True):
         if checkpointing:
@@ -213,8 +230,8 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_training_step(tiny):
         torch.testing.assert_close(one, other)
 
 
-def test_evaluation_with_gradient_checkpointing_on_reads_the_memory(tiny):
-    _, model = permanent(tiny)
+def test_evaluation_with_gradient_checkpointing_on_reads_the_memory(permanent, tiny):
+    _, model = permanent()
     ids = tiny.ids(2, LENGTH)
     with torch.no_grad():
         expected = model(input_ids=ids).logits
@@ -223,12 +240,10 @@ def test_evaluation_with_gradient_checkpointing_on_reads_the_memory(tiny):
 
 
 @pytest.mark.parametrize("given", [SEVEN_KEYS, UnlimiformerConfig(**SEVEN_KEYS)])
-def test_a_stock_checkpoint_loads_unchanged_with_options_as_dictionary_or_object(tiny, tmp_path, given):
-    stock, _ = permanent(tiny)
+def test_a_stock_checkpoint_loads_unchanged_with_options_as_dictionary_or_object(permanent, tiny, tmp_path, given):
+    stock, model = permanent()
     stock.save_pretrained(tmp_path)
-    model, report = UnlimiformerLlamaForCausalLM.from_pretrained(
-        tmp_path, unlimiformer_config=given, output_loading_info=True
-    )
+    model, report = type(model).from_pretrained(tmp_path, unlimiformer_config=given, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert model.config.unlimiformer_config == UnlimiformerConfig(**SEVEN_KEYS)
@@ -240,33 +255,33 @@ def test_a_stock_checkpoint_loads_unchanged_with_options_as_dictionary_or_object
 
 
 @pytest.mark.parametrize("through", ["class", "auto"])
-def test_a_saved_model_gives_the_same_logits_bit_for_bit(tiny, tmp_path, through):
-    _, model = permanent(tiny, first_layer=1)
+def test_a_saved_model_gives_the_same_logits_bit_for_bit(permanent, tiny, tmp_path, through):
+    _, model = permanent(first_layer=1)
     ids = tiny.ids(2, LENGTH)
     model.save_pretrained(tmp_path)
-    loaded = (UnlimiformerLlamaForCausalLM if through == "class" else AutoModelForCausalLM).from_pretrained(tmp_path)
-    assert type(loaded) is UnlimiformerLlamaForCausalLM
+    loaded = (type(model) if through == "class" else AutoModelForCausalLM).from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
     assert torch.equal(loaded.generate(ids, max_new_tokens=4), model.generate(ids, max_new_tokens=4))
 
 
-def test_the_auto_classes_know_the_config_and_the_model(tiny):
-    _, model = permanent(tiny)
-    config = AutoConfig.for_model("graft_unlimiformer_llama", unlimiformer_config=OPTIONS)
-    assert type(config) is UnlimiformerLlamaConfig
-    assert type(AutoModelForCausalLM.from_config(model.config)) is UnlimiformerLlamaForCausalLM
+def test_the_auto_classes_know_the_config_and_the_model(permanent, tiny):
+    _, model = permanent()
+    config = AutoConfig.for_model(model.config.model_type, unlimiformer_config=OPTIONS)
+    assert type(config) is type(model.config)
+    assert type(AutoModelForCausalLM.from_config(model.config)) is type(model)
 
 
-def test_weights_saved_by_ours_load_into_a_stock_llama(tiny, tmp_path):
-    stock, model = permanent(tiny)
+def test_weights_saved_by_ours_load_into_the_stock_model(permanent, tiny, tmp_path):
+    stock, model = permanent()
     model.save_pretrained(tmp_path)
-    again = LlamaForCausalLM.from_pretrained(tmp_path)
+    again = type(stock).from_pretrained(tmp_path)
     assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
-def test_a_deep_copy_reads_by_itself(tiny):
-    _, model = permanent(tiny)
+def test_a_deep_copy_reads_by_itself(permanent, tiny):
+    _, model = permanent()
     ids, twin = tiny.ids(2, LENGTH), copy.deepcopy(model)
     with torch.no_grad():
         expected = model(input_ids=ids).logits
@@ -275,8 +290,8 @@ def test_a_deep_copy_reads_by_itself(tiny):
         assert torch.equal(twin(input_ids=ids).logits, expected)
 
 
-def test_bfloat16_weights_read_and_generate_finite_answers_close_to_float32(tiny):
-    _, model = permanent(tiny, keys_per_query=None)
+def test_bfloat16_weights_read_and_generate_finite_answers_close_to_float32(permanent, tiny):
+    _, model = permanent(keys_per_query=None)
     ids, half = tiny.ids(2, LENGTH), copy.deepcopy(model).bfloat16()
     with torch.no_grad():
         exact, found = model(input_ids=ids).logits, half(input_ids=ids).logits
@@ -285,8 +300,8 @@ def test_bfloat16_weights_read_and_generate_finite_answers_close_to_float32(tiny
     assert half.generate(ids, max_new_tokens=5).shape == (2, LENGTH + 5)
 
 
-def test_one_memory_answers_several_questions_through_the_permanent_class(tiny):
-    stock, model = permanent(tiny)
+def test_one_memory_answers_several_questions_through_the_permanent_class(permanent, tiny):
+    stock, model = permanent()
     ids, questions = tiny.ids(1, LENGTH), tiny.ids(3, 5, seed=4)
     memory = model.remember(ids)
     with torch.no_grad(), unlimiform(stock, UnlimiformerConfig(**OPTIONS)) as handle:
@@ -294,28 +309,28 @@ def test_one_memory_answers_several_questions_through_the_permanent_class(tiny):
         assert torch.equal(model(**memory.select([0, 0, 0]).inputs(questions)).logits, expected)
 
 
-def test_logits_to_keep_counts_from_the_end_of_the_local_tokens(tiny):
-    _, model = permanent(tiny)
+def test_logits_to_keep_counts_from_the_end_of_the_local_tokens(permanent, tiny):
+    _, model = permanent()
     ids = tiny.ids(2, LENGTH)
     with torch.no_grad():
         found = model(input_ids=ids, logits_to_keep=2).logits
         torch.testing.assert_close(found, model(input_ids=ids).logits[:, -2:], rtol=1e-5, atol=1e-5)
 
 
-def test_embeddings_of_ones_own_are_read_as_a_stock_llama_reads_them(tiny):
-    stock, model = permanent(tiny)
+def test_embeddings_of_ones_own_are_read_as_the_stock_model_reads_them(permanent, tiny):
+    stock, model = permanent()
     embeddings = stock.get_input_embeddings()(tiny.ids(2, LENGTH))
     with torch.no_grad():
         assert torch.equal(model(inputs_embeds=embeddings).logits, stock(inputs_embeds=embeddings).logits)
 
 
-def test_a_second_memory_on_a_permanent_class_is_refused(tiny):
+def test_a_second_memory_on_a_permanent_class_is_refused(permanent, tiny):
     with pytest.raises(RuntimeError, match="has a memory already"):
-        unlimiform(permanent(tiny)[1], UnlimiformerConfig(**OPTIONS))
+        unlimiform(permanent()[1], UnlimiformerConfig(**OPTIONS))
 
 
-def test_more_new_tokens_than_positions_are_refused_before_any_is_made(tiny):
-    _, model = permanent(tiny)
+def test_more_new_tokens_than_positions_are_refused_before_any_is_made(permanent, tiny):
+    _, model = permanent()
     room = 128 - WINDOW - LOCAL + 1
     with pytest.raises(ValueError, match=f"`max_new_tokens` is {room + 1} after"):
         model.generate(tiny.ids(2, LENGTH), max_new_tokens=room + 1)
