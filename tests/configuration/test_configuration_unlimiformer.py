@@ -6,15 +6,23 @@ import logging
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BartConfig, LlamaConfig, MistralConfig
+from transformers import BartConfig, LlamaConfig, MistralConfig, Qwen3Config, T5Config
 
 from graft.configuration.configuration_unlimiformer import (
     UnlimiformerBartConfig,
     UnlimiformerConfig,
     UnlimiformerLlamaConfig,
+    UnlimiformerQwen3Config,
+    UnlimiformerT5Config,
 )
 
-HOLDERS = [UnlimiformerBartConfig, UnlimiformerLlamaConfig]
+EXTENDED = {  # the stock config that each of ours extends
+    UnlimiformerBartConfig: BartConfig,
+    UnlimiformerLlamaConfig: LlamaConfig,
+    UnlimiformerQwen3Config: Qwen3Config,
+    UnlimiformerT5Config: T5Config,
+}
+HOLDERS = list(EXTENDED)
 REFUSED = (ValueError, TypeError, StrictDataclassError)
 
 
@@ -156,9 +164,7 @@ def test_options_given_while_loading_replace_the_saved_ones(holder, given, tmp_p
     )
 
 
-@pytest.mark.parametrize(
-    ("holder", "stock"), [(UnlimiformerBartConfig, BartConfig), (UnlimiformerLlamaConfig, LlamaConfig)]
-)
+@pytest.mark.parametrize(("holder", "stock"), EXTENDED.items())
 def test_options_given_while_loading_join_a_stock_config(holder, stock, tmp_path):
     stock(vocab_size=77).save_pretrained(tmp_path)
     loaded = holder.from_pretrained(tmp_path, unlimiformer_config={"keys_per_query": 7})
@@ -170,8 +176,7 @@ def test_options_given_while_loading_join_a_stock_config(holder, stock, tmp_path
 @pytest.mark.parametrize(
     ("holder", "other", "warns"),
     [
-        (UnlimiformerBartConfig, BartConfig, False),
-        (UnlimiformerLlamaConfig, LlamaConfig, False),
+        *((ours, stock, False) for ours, stock in EXTENDED.items()),
         (UnlimiformerLlamaConfig, MistralConfig, True),
     ],
 )

@@ -146,6 +146,15 @@ def build_model(family, seed=0, dtype=torch.float32, **options):
     return model.to(dtype).eval()
 
 
+def build_permanent(family, ours, memory, dtype=torch.float32):
+    """A stock model of `family`, and one of our permanent class `ours` of its weights, with options of memory."""
+    stock = build_model(family, dtype=dtype)
+    sizes = {k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")}
+    model = ours(ours.config_class(**sizes, unlimiformer_config=memory)).to(dtype).eval()
+    model.load_state_dict(stock.state_dict())
+    return stock, model
+
+
 def random_ids(*shape, seed=0):
     """Token ids without the special ones."""
     return torch.randint(3, 61, shape, generator=torch.Generator().manual_seed(seed))
@@ -185,6 +194,7 @@ def tiny():
     """The functions above, for test files cannot import from here."""
     return SimpleNamespace(
         model=build_model,
+        permanent=build_permanent,
         ids=random_ids,
         pad=pad,
         kept=naive_kept,

@@ -48,17 +48,9 @@ MODES = {
 @pytest.fixture(params=PERMANENT)
 def permanent(request, tiny):
     """Builds a stock model and a permanent one of the same weights."""
-    config_class, model_class = PERMANENT[request.param]
 
     def build(dtype=torch.float32, **options):
-        stock = tiny.model(request.param, dtype=dtype)
-        config = config_class(
-            **{k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")},
-            unlimiformer_config={**OPTIONS, **options},
-        )
-        model = model_class(config).to(dtype).eval()
-        model.load_state_dict(stock.state_dict())
-        return stock, model
+        return tiny.permanent(request.param, PERMANENT[request.param][1], {**OPTIONS, **options}, dtype)
 
     return build
 
