@@ -88,10 +88,7 @@ def answer(request: Request) -> Answer:
     Raises:
         ConfigurationError: the model cannot be loaded, has no attention that memory serves, or an option is wrong.
     """
-    try:
-        GenerationConfig(**request.generation).validate(strict=True)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"Generation options: {' '.join(str(error).split())}") from error
+    check_generation(request.generation)
     model, tokenizer = load(request.model, request.trust_remote_code)
     request = _with_chat(request, tokenizer) if request.chat else request
     options = {"pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id, **request.generation}
@@ -134,6 +131,20 @@ def options_of(command_line: Sequence[str]) -> tuple[dict[str, Any], dict[str, A
         else:
             generation[name] = typed_value(option.values, Any)
     return memory, generation
+
+
+def check_generation(options: Mapping[str, Any]) -> None:
+    """Refuse what is no field of `GenerationConfig`, or does not go together, before anything is loaded.
+
+    Raises:
+        ConfigurationError: with the message of `GenerationConfig`, or the name that it does not have.
+    """
+    if unknown := sorted(set(options) - set(vars(GenerationConfig()))):
+        raise ConfigurationError(f"Generation options: `GenerationConfig` has no {', '.join(unknown)}.")
+    try:
+        GenerationConfig(**options).validate(strict=True)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"Generation options: {' '.join(str(error).split())}") from error
 
 
 def load(name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -258,6 +269,14 @@ def _generated(
     return str(tokenizer.decode(sequences[0, prompt:], skip_special_tokens=True)).strip()
 
 
+def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the tokenizer's chat template writes before and after a user's message, up to where the answer begins."""
+    message = [{"role": "user", "content": _MARK}]
+    rendered = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    prefix, _, suffix = rendered.partition(_MARK)
+    return prefix, suffix
+
+
 def _with_chat(request: Request, tokenizer: PreTrainedTokenizerBase) -> Request:
     """Prefix and suffix as the chat template writes them around a user's message.
 
@@ -266,7 +285,5 @@ def _with_chat(request: Request, tokenizer: PreTrainedTokenizerBase) -> Request:
     """
     if tokenizer.chat_template is None:
         raise ConfigurationError(f"`--chat` needs a chat template, and the tokenizer of {request.model!r} has none.")
-    message = [{"role": "user", "content": _MARK}]
-    rendered = str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    prefix, _, suffix = rendered.partition(_MARK)
+    prefix, suffix = chat_frame(tokenizer)
     return replace(request, prefix=prefix + request.prefix, suffix=request.suffix + suffix)
