@@ -78,7 +78,10 @@ def build_page(reader: DocumentReader) -> Any:
                 asks = gradio.Button("Ask", variant="primary", interactive=False, elem_id="ask")
                 answer = gradio.Textbox(label="Answer", lines=4, elem_id="answer")
                 header = ["tokens", "share", "text"]
-                passages = gradio.Dataframe(headers=header, label="Most read", wrap=True, interactive=False)
+                widths = ["20%", "15%", "65%"]
+                passages = gradio.Dataframe(
+                    headers=header, label="Most read", wrap=True, interactive=False, column_widths=widths
+                )
         heat = gradio.HTML(elem_id="heat")
         reads.click(read, [file, pasted], [memory, status, asks])
         asks.click(ask, [memory, question], [answer, passages, heat])

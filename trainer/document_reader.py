@@ -26,9 +26,9 @@ from graft.trainer.tokenisation import plain_ids, special_tokens_around
 
 PIECES = 20
 """A document is read in at most so many pieces: each copies what is remembered already."""
-READS = {"window": 512, "overlap": 0.25, "keys_per_query": 64}
+READS = {"window": 1024, "overlap": 0.25, "keys_per_query": 256}
 """Options of the memory where neither the folder nor the user has any: small windows, so that one sees it read."""
-LEAST_PIECE = 4
+LEAST_PIECE = 2
 """Windows of a piece, at least: the end of each piece is read twice."""
 
 
