@@ -21,6 +21,8 @@ from graft.configuration.configuration_unlimiformer import (
     UnlimiformerBartConfig,
     UnlimiformerConfig,
     UnlimiformerLlamaConfig,
+    UnlimiformerQwen3Config,
+    UnlimiformerT5Config,
 )
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.retro.retrofit_config import RetroFitConfig
@@ -35,7 +37,10 @@ READERS = {
     AdapterArguments: TRAINER,
     GraphArguments: [*TRAINER, *GRAPH],
     UnlimiformerConfig: ["modeling/unlimiformer", "retrieval", "trainer"],
-    **dict.fromkeys((UnlimiformerBartConfig, UnlimiformerLlamaConfig), ["modeling/unlimiformer"]),
+    **dict.fromkeys(
+        (UnlimiformerBartConfig, UnlimiformerLlamaConfig, UnlimiformerQwen3Config, UnlimiformerT5Config),
+        ["modeling/unlimiformer"],
+    ),
     GNNConfig: GRAPH,
     LlamaGNNConfig: GRAPH,
     **dict.fromkeys((AdjacencyConfig, EdgeTransformConfig, SparseGraphConfig, LatentConfig), GRAPH),
