@@ -9,7 +9,7 @@ from graft.modeling.unlimiformer.attach import unlimiform
 
 pytestmark = pytest.mark.slow
 
-WINDOW, FACTS, NAMES, FILLERS, STEPS = 32, 4, 8, 16, 800
+WINDOW, FACTS, NAMES, FILLERS, STEPS = 32, 4, 8, 16, 1200
 FIRST_FACT = 2 * NAMES
 """Tokens: names, as many answers, a fact for each pair of both, fillers."""
 
