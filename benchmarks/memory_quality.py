@@ -237,7 +237,7 @@ def show(arguments: argparse.Namespace, local: int, rows: list[dict[str, Scored]
 
 def keep(arguments: argparse.Namespace, local: int, documents: list, rows: list[dict[str, Scored]]) -> None:
     """Write the table of one number of local tokens, and the means of every document, to benchmarks/results/."""
-    output = Path(__file__).parent / "results" / f"memory_quality-{arguments.memory}-{local}.json"
+    output = Path(__file__).parent / "results" / f"memory_quality-{arguments.memory}-{local}-calibrated.json"
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     means = [
         {
@@ -256,6 +256,7 @@ def keep(arguments: argparse.Namespace, local: int, documents: list, rows: list[
     ]
     result = {
         "settings": settings,
+        "documents": len(rows),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}",
         "table": [{name: _json_value(value) for name, value in row.items()} for row in summarise(rows)],
         "mean losses in nats": means,

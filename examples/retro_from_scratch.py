@@ -31,14 +31,12 @@ from graft import (
     RetroTrainer,
     pages,
 )
-from graft.retrieval.corpus.chunking import ChunkSettings, tokenize_corpus
+from graft.retrieval.corpus.chunking import ChunkSettings
 from graft.retrieval.corpus.corpus import Corpus
 from graft.retrieval.corpus.document_sources import DatasetRows
 from graft.retrieval.corpus.embedder import ChunkEmbedder, minilm_folder
-from graft.retrieval.corpus.embedding import embed_corpus
 from graft.retrieval.corpus.inspection import Passage, read_passage
-from graft.retrieval.corpus.neighbours import find_neighbours
-from graft.retrieval.corpus.packing import pack_sequences
+from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
 from graft.trainer.documentation import debian_pages, package_docstrings, package_folder
 from graft.trainer.loss_plot import plot_losses
 from graft.trainer.retro_trainer import VIEWS
@@ -121,10 +119,8 @@ def divided(texts: list[str], characters: int) -> tuple[list[str], list[str]]:
 def prepare(folder: Path, texts: list[str], tokenizer, database: Corpus | None = None) -> Corpus:
     """All stages of a corpus; what is done already is kept. Neighbours come from `database`, else from other texts."""
     rows = DatasetRows([{"text": text} for text in texts])
-    tokenize_corpus(rows, folder, tokenizer, ChunkSettings(chunk_size=CHUNK, shard_chunks=2**11))
-    embed_corpus(folder, ChunkEmbedder(minilm_folder()), workers=1)
-    find_neighbours(folder, NEIGHBOURS, database, workers=1)
-    return pack_sequences(folder, ROW)
+    settings = PreparationSettings(ChunkSettings(CHUNK, shard_chunks=2**11), NEIGHBOURS, ROW, workers=1)
+    return prepare_corpus(rows, folder, tokenizer, ChunkEmbedder(minilm_folder()), settings, database=database)
 
 
 def train(folder: Path, corpus: Corpus, held_out: Corpus, tokenizer, steps: int) -> tuple[RetroTrainer, list, dict]:

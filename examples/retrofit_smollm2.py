@@ -28,14 +28,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from graft import pages
 from graft.modeling.retro.retrofit import RetroFit, retrofit
 from graft.modeling.retro.retrofit_config import RetroFitConfig
-from graft.retrieval.corpus.chunking import ChunkSettings, tokenize_corpus
+from graft.retrieval.corpus.chunking import ChunkSettings
 from graft.retrieval.corpus.corpus import Corpus
 from graft.retrieval.corpus.corpus_retriever import CorpusRetriever
 from graft.retrieval.corpus.document_sources import JSONLines
 from graft.retrieval.corpus.embedder import ChunkEmbedder, minilm_folder
-from graft.retrieval.corpus.embedding import embed_corpus
-from graft.retrieval.corpus.neighbours import find_neighbours
-from graft.retrieval.corpus.packing import pack_sequences
+from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
 from graft.retrieval.corpus.retro_collator import DataCollatorForRetro
 from graft.retrieval.corpus.retro_dataset import RetroDataset
 from graft.trainer.documentation import package_docstrings, package_folder, without_duplicates
@@ -81,16 +79,10 @@ def prepare(folder: Path, tokenizer) -> tuple[Corpus, Corpus]:
     if not (folder / "test.jsonl").exists():
         write_documents(folder)
     embedder = ChunkEmbedder(minilm_folder())
-    database = None
-    corpora = {}
-    for split in ("train", "test"):
-        source = JSONLines(folder / f"{split}.jsonl")
-        tokenize_corpus(source, folder / split, tokenizer, ChunkSettings(chunk_size=CHUNK, shard_chunks=2**12))
-        embed_corpus(folder / split, embedder, workers=1)
-        find_neighbours(folder / split, NEIGHBOURS, database, workers=1)
-        corpora[split] = pack_sequences(folder / split, ROW)
-        database = corpora["train"]
-    return corpora["train"], corpora["test"]
+    settings = PreparationSettings(ChunkSettings(CHUNK, shard_chunks=2**12), NEIGHBOURS, ROW, workers=1)
+    given = tokenizer, embedder, settings
+    corpus = prepare_corpus(JSONLines(folder / "train.jsonl"), folder / "train", *given)
+    return corpus, prepare_corpus(JSONLines(folder / "test.jsonl"), folder / "test", *given, database=corpus)
 
 
 def inputs_of(batch: dict, kind: str = "true") -> dict:

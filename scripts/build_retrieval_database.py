@@ -1,6 +1,7 @@
 """Cut documents into chunks, embed them, and write each chunk's neighbours; interrupted, the same command goes on.
 
 python scripts/build_retrieval_database.py books/ --output corpus/ --tokenizer path/to/model --embedder path/to/encoder
+python scripts/build_retrieval_database.py held_out/ --output held_out_corpus/ --database corpus/
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunk-size", type=int, default=64, help="tokens of a chunk")
     parser.add_argument("--shard-chunks", type=int, default=2**14, help="chunks per file; a kill costs one at most")
     parser.add_argument("--max-chunks", type=int, help="stop before the document that would exceed it")
+    parser.add_argument("--database", type=Path, help="corpus to find neighbours in; default: this one itself")
     parser.add_argument("--neighbours", type=int, default=4, help="stored per chunk")
     parser.add_argument("--sequence-length", type=int, default=2048, help="tokens of a training row")
     parser.add_argument("--pack", choices=("multi", "document"), default="multi", help="documents per training row")
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     from graft.retrieval.corpus.chunking import ChunkSettings
+    from graft.retrieval.corpus.corpus import Corpus
     from graft.retrieval.corpus.document_sources import open_source
     from graft.retrieval.corpus.embedder import ChunkEmbedder, EmbedderSettings, minilm_folder
     from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
@@ -68,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoder = given.embedder or minilm_folder()
         embedder = ChunkEmbedder(encoder, settings=EmbedderSettings(given.pooling), device=given.device)
         tokenizer = given.tokenizer or embedder.tokenizer
-        corpus = prepare_corpus(source, given.output, tokenizer, embedder, settings, given.overwrite)
+        database = Corpus(given.database) if given.database else None
+        corpus = prepare_corpus(source, given.output, tokenizer, embedder, settings, given.overwrite, database)
     except (ValueError, OSError, ImportError) as error:
         print(f"graft-build-database: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.memory import Memory
 from graft.modeling.unlimiformer.report import AttentionReport, Passage
 from graft.trainer.abilities import MEMORY_FILE, has_own_memory
+from graft.trainer.collators import padding_id
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.generation import chat_frame, check_generation, load, memory_options
 from graft.trainer.tokenisation import plain_ids, special_tokens_around
@@ -99,7 +100,7 @@ class DocumentReader:
         except (TypeError, ValueError) as error:
             raise ConfigurationError(str(error)) from error
         options = {"max_new_tokens": 100, "do_sample": False, **(generation or {})}
-        self._generation = {"pad_token_id": _padding(self.tokenizer), **options}
+        self._generation = {"pad_token_id": padding_id(self.tokenizer), **options}
         chats = self.tokenizer.chat_template is not None
         self._prefix, self._suffix = chat_frame(self.tokenizer) if chats else ("", "")
         self._start = [] if chats else special_tokens_around(self.tokenizer)[0]
@@ -184,7 +185,3 @@ def _page(report: AttentionReport, tokenizer: PreTrainedTokenizerBase, answer: s
     """The report's own page, its picture inside."""
     with tempfile.TemporaryDirectory() as folder:
         return report.heatmap(tokenizer, Path(folder) / "read.html", answer=answer).read_text(encoding="utf-8")
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

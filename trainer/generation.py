@@ -33,6 +33,7 @@ from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.memory import Memory
 from graft.modeling.unlimiformer.report import Passage, recording
 from graft.trainer.abilities import MEMORY_FILE, has_own_memory
+from graft.trainer.collators import padding_id
 from graft.trainer.command_line import split_overrides, typed_value
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.kernel_repositories import refuse_kernel_repositories
@@ -91,7 +92,7 @@ def answer(request: Request) -> Answer:
     check_generation(request.generation)
     model, tokenizer = load(request.model, request.trust_remote_code)
     request = _with_chat(request, tokenizer) if request.chat else request
-    options = {"pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id, **request.generation}
+    options = {"pad_token_id": padding_id(tokenizer), **request.generation}
     if request.streams and options.get("num_beams", 1) == 1:
         options["streamer"] = TextStreamer(
             tokenizer, skip_prompt=not model.config.is_encoder_decoder, skip_special_tokens=True

@@ -70,6 +70,7 @@ def prepare_corpus(
     embedder: ChunkEmbedder,
     settings: PreparationSettings | None = None,
     overwrite: bool = False,
+    database: Corpus | None = None,
 ) -> Corpus:
     """Tokenize, embed, find neighbours and pack; what is done already is kept, what was interrupted goes on.
 
@@ -80,22 +81,31 @@ def prepare_corpus(
         embedder: finds the neighbours; it may have a tokenizer of its own.
         settings: sizes.
         overwrite: begin anew.
+        database: where neighbours are looked for, as held-out documents need it; by default the corpus itself, without
+            the chunk's own document. Its index, if it has one, is asked where `settings.index` is "auto".
 
     Raises:
         OSError: the disk is too small for all of it.
         ValueError: something differs from what was begun, or cannot be.
     """
     settings = settings or PreparationSettings()
+    if database is not None and settings.index not in ("exact", "auto"):
+        raise ValueError(
+            f"`index` must be exact or auto with a `database`, whose own is asked, got {settings.index!r}."
+        )
     tokenizer = load_tokenizer(tokenizer)
     if overwrite or not (Path(folder) / "manifest.json").exists():
         _check_space(source, folder, tokenizer, embedder, settings)
     corpus = tokenize_corpus(source, folder, tokenizer, settings.chunks, overwrite=overwrite)
-    choice = _choice(len(corpus), embedder.width, settings)  # refused before the long work, not after
+    if database is None:
+        choice = _choice(len(corpus), embedder.width, settings)  # refused before the long work, not after
     embed_corpus(folder, embedder, settings.workers)
-    if choice.kind != "exact":
+    if database is not None:
+        is_stored = settings.index == "auto" and "index" in database.manifest.stages
+    elif is_stored := choice.kind != "exact":
         build_index(folder, choice)
-    index: Literal["exact", "stored"] = "exact" if choice.kind == "exact" else "stored"
-    find_neighbours(folder, settings.num_neighbours, index=index, workers=settings.workers)
+    index: Literal["exact", "stored"] = "stored" if is_stored else "exact"
+    find_neighbours(folder, settings.num_neighbours, database, index, workers=settings.workers)
     return pack_sequences(folder, settings.sequence_length, settings.pack)
 
 

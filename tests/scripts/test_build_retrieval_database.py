@@ -40,6 +40,21 @@ def build(texts, output, encoder, *more):
     return build_retrieval_database.main([*arguments, "--sequence-length", "16", "--neighbours", "2", *more])
 
 
+def test_held_out_documents_find_their_neighbours_in_another_corpus(texts, tmp_path, encoder, capsys):
+    assert build(texts, tmp_path / "corpus", encoder) == 0
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    (held_out / "0.txt").write_text("b c d")  # one document: it has no neighbours of its own
+    database = ["--database", str(tmp_path / "corpus")]
+    assert build(held_out, tmp_path / "other", encoder, *database, "--index", "auto") == 0
+    corpus, other = Corpus(tmp_path / "corpus"), Corpus(tmp_path / "other")
+    assert other.neighbours.between(0, 1).min() >= 0
+    assert corpus.text(int(other.neighbours.between(0, 1)[0, 0])) == "b c d"
+    assert build(held_out, tmp_path / "third", encoder, *database, "--index", "hnsw") == 2
+    assert "`index` must be exact or auto with a `database`" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
 def corpus_command(*arguments):
     return corpus_commands.main([str(argument) for argument in arguments])
 

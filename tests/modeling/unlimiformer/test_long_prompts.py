@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from graft import (
     UnlimiformerConfig,
@@ -231,57 +230,6 @@ def test_evaluation_with_gradient_checkpointing_on_reads_the_memory(permanent, t
         assert torch.equal(model.eval()(input_ids=ids).logits, expected)
 
 
-@pytest.mark.parametrize("given", [SEVEN_KEYS, UnlimiformerConfig(**SEVEN_KEYS)])
-def test_a_stock_checkpoint_loads_unchanged_with_options_as_dictionary_or_object(permanent, tiny, tmp_path, given):
-    stock, model = permanent()
-    stock.save_pretrained(tmp_path)
-    model, report = type(model).from_pretrained(tmp_path, unlimiformer_config=given, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert model.config.unlimiformer_config == UnlimiformerConfig(**SEVEN_KEYS)
-    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in model.state_dict().items())
-    ids = tiny.ids(2, LENGTH)
-    with torch.no_grad(), unlimiform(stock, model.config.unlimiformer_config) as handle:
-        expected = stock(**handle.remember(ids[:, :-LOCAL]).inputs(ids[:, -LOCAL:])).logits
-        assert torch.equal(model(input_ids=ids).logits, expected)
-
-
-@pytest.mark.parametrize("through", ["class", "auto"])
-def test_a_saved_model_gives_the_same_logits_bit_for_bit(permanent, tiny, tmp_path, through):
-    _, model = permanent(first_layer=1)
-    ids = tiny.ids(2, LENGTH)
-    model.save_pretrained(tmp_path)
-    loaded = (type(model) if through == "class" else AutoModelForCausalLM).from_pretrained(tmp_path)
-    assert type(loaded) is type(model)
-    with torch.no_grad():
-        assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
-    assert torch.equal(loaded.generate(ids, max_new_tokens=4), model.generate(ids, max_new_tokens=4))
-
-
-def test_the_auto_classes_know_the_config_and_the_model(permanent, tiny):
-    _, model = permanent()
-    config = AutoConfig.for_model(model.config.model_type, unlimiformer_config=OPTIONS)
-    assert type(config) is type(model.config)
-    assert type(AutoModelForCausalLM.from_config(model.config)) is type(model)
-
-
-def test_weights_saved_by_ours_load_into_the_stock_model(permanent, tiny, tmp_path):
-    stock, model = permanent()
-    model.save_pretrained(tmp_path)
-    again = type(stock).from_pretrained(tmp_path)
-    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in again.state_dict().items())
-
-
-def test_a_deep_copy_reads_by_itself(permanent, tiny):
-    _, model = permanent()
-    ids, twin = tiny.ids(2, LENGTH), copy.deepcopy(model)
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits
-        for parameter in model.parameters():
-            parameter.zero_()
-        assert torch.equal(twin(input_ids=ids).logits, expected)
-
-
 def test_bfloat16_weights_read_and_generate_finite_answers_close_to_float32(permanent, tiny):
     _, model = permanent(keys_per_query=None)
     ids, half = tiny.ids(2, LENGTH), copy.deepcopy(model).bfloat16()
@@ -314,11 +262,6 @@ def test_embeddings_of_ones_own_are_read_as_the_stock_model_reads_them(permanent
     embeddings = stock.get_input_embeddings()(tiny.ids(2, LENGTH))
     with torch.no_grad():
         assert torch.equal(model(inputs_embeds=embeddings).logits, stock(inputs_embeds=embeddings).logits)
-
-
-def test_a_second_memory_on_a_permanent_class_is_refused(permanent, tiny):
-    with pytest.raises(RuntimeError, match="has a memory already"):
-        unlimiform(permanent()[1], UnlimiformerConfig(**OPTIONS))
 
 
 def test_more_new_tokens_than_positions_are_refused_before_any_is_made(permanent, tiny):

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForSeq2SeqLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -203,34 +202,6 @@ def test_evaluation_with_gradient_checkpointing_on_reads_the_memory(permanent, t
         assert torch.equal(model.eval()(input_ids=ids, labels=labels).logits, expected)
 
 
-@pytest.mark.parametrize("given", [SEVEN_KEYS, UnlimiformerConfig(**SEVEN_KEYS)])
-def test_a_stock_checkpoint_loads_unchanged_with_options_as_dictionary_or_object(permanent, tiny, tmp_path, given):
-    stock, model = permanent()
-    stock.save_pretrained(tmp_path)
-    model, report = type(model).from_pretrained(tmp_path, unlimiformer_config=given, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert model.config.unlimiformer_config == UnlimiformerConfig(**SEVEN_KEYS)
-    assert model.state_dict().keys() == stock.state_dict().keys()
-    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in model.state_dict().items())
-    with torch.no_grad(), unlimiform(stock, model.config.unlimiformer_config) as handle:
-        ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
-        expected = stock(**handle.remember(ids).inputs(), labels=labels).logits
-        assert torch.equal(model(input_ids=ids, labels=labels).logits, expected)
-
-
-@pytest.mark.parametrize("through", ["class", "auto"])
-def test_a_saved_model_gives_the_same_logits_bit_for_bit(permanent, tiny, tmp_path, through):
-    _, model = permanent(first_layer=1)
-    ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
-    model.save_pretrained(tmp_path)
-    loaded = (type(model) if through == "class" else AutoModelForSeq2SeqLM).from_pretrained(tmp_path)
-    assert type(loaded) is type(model)
-    assert loaded.config.unlimiformer_config == model.config.unlimiformer_config
-    with torch.no_grad():
-        assert torch.equal(loaded(input_ids=ids, labels=labels).logits, model(input_ids=ids, labels=labels).logits)
-
-
 def test_a_memory_of_a_model_loaded_from_a_stock_checkpoint_is_its_own_after_saving_both(permanent, tiny, tmp_path):
     stock, model = permanent()
     stock.save_pretrained(tmp_path / "stock")
@@ -243,34 +214,6 @@ def test_a_memory_of_a_model_loaded_from_a_stock_checkpoint_is_its_own_after_sav
     with torch.no_grad():
         expected = model(memory=memory, decoder_input_ids=answer).logits
         assert torch.equal(again(memory=loaded, decoder_input_ids=answer).logits, expected)
-
-
-def test_the_auto_classes_know_the_config_and_the_model(permanent, tiny):
-    _, model = permanent()
-    config = AutoConfig.for_model(model.config.model_type, unlimiformer_config=OPTIONS)
-    assert type(config) is type(model.config)
-    assert type(AutoModelForSeq2SeqLM.from_config(model.config)) is type(model)
-
-
-def test_weights_saved_by_ours_load_into_the_stock_model(permanent, tiny, tmp_path):
-    stock, model = permanent()
-    model.save_pretrained(tmp_path)
-    again = type(stock).from_pretrained(tmp_path)
-    assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in again.state_dict().items())
-
-
-def test_a_deep_copy_reads_by_itself(permanent, tiny):
-    _, model = permanent()
-    ids, labels = tiny.ids(2, LENGTH), tiny.ids(2, 5, seed=2)
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        expected = model(input_ids=ids, labels=labels).logits
-        for parameter in model.parameters():
-            parameter.zero_()
-        assert torch.equal(twin(input_ids=ids, labels=labels).logits, expected)
-    twin.set_attn_implementation("eager")
-    with torch.no_grad():
-        torch.testing.assert_close(twin(input_ids=ids, labels=labels).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_weights_read_and_generate_finite_answers_close_to_float32(permanent, tiny):
@@ -290,11 +233,6 @@ def test_encoder_outputs_of_ones_own_are_read_as_the_stock_model_reads_them(perm
     inputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "decoder_input_ids": tiny.ids(2, 5)}
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, stock(**inputs).logits)
-
-
-def test_a_second_memory_on_a_permanent_class_is_refused(permanent, tiny):
-    with pytest.raises(RuntimeError, match="has a memory already"):
-        unlimiform(permanent()[1], UnlimiformerConfig(**OPTIONS))
 
 
 def test_options_that_do_not_fit_the_model_are_refused_when_it_is_made(permanent, tiny):
