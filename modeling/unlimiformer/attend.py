@@ -155,6 +155,9 @@ def _read_hidden(
     output = torch.einsum("bgrtm,gdm->bgrtd", summed, value_weight)
     if to_value.bias is not None:
         output = output + to_value.bias.view(groups, 1, 1, -1)
+    if to_key.bias is not None and torch.is_grad_enabled():
+        # Its gradient is zero; without one DistributedDataParallel would wait for it.
+        output = output + 0.0 * to_key.bias.sum()
     return output.flatten(1, 2)
 
 

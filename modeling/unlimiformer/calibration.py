@@ -81,9 +81,11 @@ def candidates_of(memory: Memory) -> list[UnlimiformerConfig]:
     """The ways of reading a memory that did best somewhere (docs/memory.md), as far as it holds their layers."""
     layers = model_shape(memory.model_config).layers
     rotary = decoder_family(memory.model_config).positions == "rotary"
-    upper = max(layers // 2, layer_range(memory.config, layers)[0])
+    first, last = layer_range(memory.config, layers)
     few, many = replace(memory.config, keys_per_query=64), replace(memory.config, keys_per_query=None)
-    chosen = [few, many, replace(memory.config, keys_per_query=8, first_layer=upper)]
+    chosen = [few, many]
+    if (upper := max(layers // 2, first)) < last:
+        chosen.append(replace(memory.config, keys_per_query=8, first_layer=upper))
     if rotary:
         chosen.append(replace(few, positions="origin"))
     return chosen

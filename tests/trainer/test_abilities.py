@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from tiny_texts import BART, LLAMA, TOKENIZER, ids
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -23,20 +24,9 @@ from graft.modeling.unlimiformer.modeling_unlimiformer_bart import UnlimiformerB
 from graft.modeling.unlimiformer.modeling_unlimiformer_llama import UnlimiformerLlamaForCausalLM
 from graft.trainer.abilities import MemoryAbility
 from graft.trainer.collators import CausalEvaluationCollator, Seq2SeqCollator
-from graft.trainer.tokenizer_training import train_tokenizer
 from graft.trainer.trainer import GraftSeq2SeqTrainer
 
-TOKENIZER = train_tokenizer(["some words of a text"], vocab_size=300, model_max_length=64)
-BART = dict(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32)  # fmt: skip
-LLAMA = dict(vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, pad_token_id=1,
-             eos_token_id=2)  # fmt: skip
 EXACT = UnlimiformerConfig(keys_per_query=None, positions="true", window=64, local_tokens=4)
-
-
-def ids(seed: int, length: int) -> list[int]:
-    return torch.randint(5, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def seq2seq_rows() -> Dataset:

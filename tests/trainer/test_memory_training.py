@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tiny_texts import BART, LLAMA, TOKENIZER, ids
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -19,26 +20,13 @@ from graft.trainer.abilities import MemoryAbility
 from graft.trainer.block_rules import check_blocks
 from graft.trainer.collators import CausalMemoryCollator, Seq2SeqCollator
 from graft.trainer.config_file import ConfigurationError
-from graft.trainer.tokenizer_training import train_tokenizer
 from graft.trainer.trainer import GraftSeq2SeqTrainer
-
-TOKENIZER = train_tokenizer(["some words of a text"], vocab_size=300, model_max_length=64)
-BART = dict(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32,
-            dropout=0.0)  # fmt: skip
-LLAMA = dict(vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, pad_token_id=1,
-             eos_token_id=2)  # fmt: skip
 
 
 def options(**changed):
     return UnlimiformerConfig(
         **{"keys_per_query": 6, "window": 16, "local_tokens": 6, "training": "retrieval", **changed}
     )
-
-
-def ids(seed, length):
-    return torch.randint(5, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def rows_of(kind):

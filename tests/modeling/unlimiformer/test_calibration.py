@@ -121,10 +121,11 @@ def test_far_attention_is_the_share_of_the_stock_models_weights_on_the_document(
 
 
 def test_candidates_stay_within_the_layers_that_the_memory_holds(tiny):
-    with unlimiform(tiny.model("llama"), few_keys(first_layer=2)) as unlimited:
-        memory = unlimited.remember(tiny.ids(1, LENGTH))
-        assert unlimited.calibrate(memory, tokens=TOKENS).trials
-        assert {candidate.first_layer for candidate in candidates_of(memory)} == {2}
+    for first, last, found in ((2, None, {2}), (0, 1, {0}), (-3, -1, {-3, 1})):
+        with unlimiform(tiny.model("llama"), few_keys(first_layer=first, last_layer=last)) as unlimited:
+            memory = unlimited.remember(tiny.ids(1, LENGTH))
+            assert unlimited.calibrate(memory, tokens=TOKENS).trials
+            assert {candidate.first_layer for candidate in candidates_of(memory)} == found
 
 
 REFUSED = {

@@ -50,6 +50,18 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], gradient, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("regime", sorted(REGIMES))
+@pytest.mark.parametrize(
+    ("family", "store"), [("bart", "hidden"), ("bart", "keys_values"), ("t5", "auto"), ("llama", "auto")]
+)
+def test_every_parameter_has_a_gradient_as_several_processes_need_it(tiny, family, store, regime):
+    model = tiny.model(family)
+    ids, answers = tiny.ids(2, LENGTH), tiny.ids(2, TARGET, seed=2)
+    batch = {"input_ids": ids} if model.config.is_encoder_decoder else {"memory_ids": ids, "input_ids": answers}
+    loss_with_memory(model, config_of(store=store, training=regime), {**batch, "labels": answers}, step=1).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 def naive_top_k_attention(query, key, value, top_k, visible):
     outputs, totals = [], []
     for b, h, t in itertools.product(*map(range, query.shape[:3])):
