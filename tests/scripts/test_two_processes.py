@@ -59,6 +59,7 @@ def test_two_processes_give_what_one_gives(make_run, tmp_path, losses_of, launch
     order = ["--training.train_sampling_strategy", "sequential"]
     if task == "seq2seq":
         order += ["--model.config_overrides.dropout", "0.0"]  # each process draws its own
+        order += ["--memory.training", "retrieval", "--memory.store", "hidden"]
     assert main([config, *order]) == 0
     wide = ["--training.per_device_train_batch_size", "2", "--training.output_dir", str(tmp_path / "wide")]
     run_twice_as_wide(launcher(), config, *order, *wide)
