@@ -101,11 +101,13 @@ def test_the_size_of_blocks_changes_nothing(monkeypatch, dtype, source):
     torch.testing.assert_close(weighted_sums(weights, stored), whole[1])
 
 
+@pytest.mark.parametrize("right_is_faster", [True, False])
 @given(seed=SEEDS, count=integers(1, 6), source=integers(1, 9))
-def test_the_order_of_the_product_changes_nothing(seed, count, source):
+def test_the_order_of_the_product_changes_nothing(right_is_faster, seed, count, source):
     queries, vectors, _, _ = random_case(seed, count, source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "LONG", 5)
+        patch.setattr(exact_search, "RIGHT_IS_FASTER", right_is_faster)
         torch.testing.assert_close(inner_products(queries, vectors), naive_inner_products(queries, vectors))
 
 
