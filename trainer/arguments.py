@@ -17,6 +17,7 @@ from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 
 Task = Literal["seq2seq", "causal"]
 View = Literal["full", "truncated", "context"]
+TrainView = Literal["truncated", "chunked", "oracle", "oracle_and_truncated"]
 
 
 def _at_least(values: dict[str, Any], smallest: int) -> None:
@@ -90,7 +91,8 @@ class DataArguments:
         merge_duplicates: rows with equal id become one with several references (validation and test only).
         eval_during_training: part of the validation rows used while training: a number of rows, or a share below 1.
         train_view: "truncated" trains on the first `max_source_length` tokens, "chunked" on all of a document, cut
-            into rows that each learn its target.
+            into rows that each learn its target, "oracle" on the sentences that share most with the target, as many
+            as fit `max_source_length`, "oracle_and_truncated" on both.
         chunk_size: tokens of a chunked row, prefix and special tokens included; None for as many as the model was
             trained on.
         chunk_overlap: tokens of the source that a chunk shares with the one before.
@@ -133,7 +135,7 @@ class DataArguments:
     test_slice: list[int | None] | None = None
     merge_duplicates: bool = True
     eval_during_training: int | float | None = None
-    train_view: Literal["truncated", "chunked"] = "truncated"
+    train_view: TrainView = "truncated"
     chunk_size: int | None = None
     chunk_overlap: int = 0
     min_chunk_tokens: int = 10

@@ -50,6 +50,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
         _check_training_needs,
         _check_data,
         _check_chunks,
+        _check_oracle,
         _check_memory,
         _check_graph,
         _check_adapter,
@@ -121,6 +122,22 @@ def _check_chunks(configuration: RunConfiguration) -> None:
     if given := [name for name, default in defaults.items() if getattr(data, name) != default]:
         raise ConfigurationError(
             f"`data.{given[0]}` would do nothing: it is for `data.train_view` 'chunked', got {data.train_view!r}."
+        )
+
+
+def _check_oracle(configuration: RunConfiguration) -> None:
+    data = configuration.data
+    if not data.train_view.startswith("oracle"):
+        return
+    if data.messages_column is not None or data.target_column is None:
+        raise ConfigurationError(
+            f"`data.train_view` {data.train_view!r} compares sentences of `data.source_column` with a target: give "
+            "`data.target_column`, and leave `data.messages_column` out."
+        )
+    if data.on_too_long != "truncate":
+        raise ConfigurationError(
+            f"`data.on_too_long` {data.on_too_long!r} would do nothing: `data.train_view` {data.train_view!r} leaves "
+            "out sentences of a source that is too long."
         )
 
 

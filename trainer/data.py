@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 import graft
@@ -29,6 +29,7 @@ from graft.trainer.document_chunks import (
     chunked_seq2seq_rows,
     chunked_text_rows,
 )
+from graft.trainer.oracle_sentences import oracle_sources
 from graft.trainer.rows import ColumnSettings, check_columns, merged_duplicates, standard_rows
 from graft.trainer.splits import load_splits, rows_during_training
 from graft.trainer.tokenisation import TokenSettings
@@ -216,6 +217,12 @@ def _without_too_long(rows: Dataset, data: DataArguments, split: str, limit: int
 def _truncated_training(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
 ) -> Dataset:
+    return _cut_to_limit(_standard(rows, configuration, "train"), tokenizer, configuration, max_positions)
+
+
+def _cut_to_limit(
+    standard: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+) -> Dataset:
     data = configuration.data
     limit = _training_limit(configuration, max_positions, data.max_target_length)
     settings = _settings(configuration, limit, data.max_target_length, "truncated")
@@ -223,8 +230,38 @@ def _truncated_training(
         function = tokenisation.seq2seq_rows
     else:
         function = tokenisation.causal_training_rows if has_target(configuration) else tokenisation.text_blocks
-    tokenised = _tokenised(_standard(rows, configuration, "train"), function, tokenizer, settings, data)
+    tokenised = _tokenised(standard, function, tokenizer, settings, data)
     return _without_too_long(tokenised, data, "train", limit)
+
+
+def _oracle_training(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+) -> Dataset:
+    data = configuration.data
+    limit = _training_limit(configuration, max_positions, data.max_target_length)
+    if limit is None:
+        raise ConfigurationError(
+            f"`data.train_view` {data.train_view!r} needs `data.max_source_length`: the model names no length that it "
+            "was trained on."
+        )
+    settings = _settings(configuration, limit, data.max_target_length, "oracle")
+    chosen = _Mapping(data.num_proc, data.overwrite_cache)(
+        _standard(rows, configuration, "train"),
+        oracle_sources,
+        f"{settings!r} {tokenizer_fingerprint(tokenizer)}",
+        fn_kwargs={"tokenizer": tokenizer, "settings": settings},
+        desc="Choosing sentences",
+    )
+    left = np.asarray(chosen["sentences_left"])
+    logger.info("train: %d of %d sources lost sentences, %d in all.", (left > 0).sum(), len(left), left.sum())
+    return _cut_to_limit(chosen.remove_columns("sentences_left"), tokenizer, configuration, max_positions)
+
+
+def _oracle_and_truncated_training(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+) -> Dataset:
+    views = (_oracle_training, _truncated_training)
+    return concatenate_datasets([view(rows, tokenizer, configuration, max_positions) for view in views])
 
 
 def _chunked_training(
@@ -249,7 +286,12 @@ def _chunked_training(
     return chunked
 
 
-_TRAINING_VIEWS = {"truncated": _truncated_training, "chunked": _chunked_training}
+_TRAINING_VIEWS = {
+    "truncated": _truncated_training,
+    "chunked": _chunked_training,
+    "oracle": _oracle_training,
+    "oracle_and_truncated": _oracle_and_truncated_training,
+}
 
 
 def prepare_training(

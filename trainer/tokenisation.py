@@ -86,7 +86,7 @@ def join_source(
     return [*before, *prefix, *kept, *suffix, *after], len(kept) < len(source)
 
 
-def _joined_sources(
+def joined_sources(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, end: bool
 ) -> tuple[list[tuple[list[int], bool]], list[int]]:
     """(ids, whether cut) of every row, and the tokens each source has uncut; `end`: special tokens after it, too."""
@@ -107,7 +107,7 @@ def _joined_sources(
 
 def seq2seq_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> Batch:
     """Rows of an encoder-decoder from the columns source, prefix (optional) and target (optional)."""
-    joined, lengths = _joined_sources(batch, tokenizer, settings, end=True)
+    joined, lengths = joined_sources(batch, tokenizer, settings, end=True)
     rows: Batch = {
         "input_ids": [ids for ids, _ in joined],
         "attention_mask": [[1] * len(ids) for ids, _ in joined],
@@ -143,9 +143,9 @@ def answer_ids(targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit
 def _prompts(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings
 ) -> tuple[list[tuple[list[int], bool]], list[int]]:
-    """As `_joined_sources`, for a decoder's prompts; of a chat that is too long the end is kept, where it is asked."""
+    """As `joined_sources`, for a decoder's prompts; of a chat that is too long the end is kept, where it is asked."""
     if "messages" not in batch:
-        return _joined_sources(batch, tokenizer, settings, end=False)
+        return joined_sources(batch, tokenizer, settings, end=False)
     rows, lengths = [], []
     for messages in batch["messages"]:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
