@@ -54,7 +54,7 @@ lint: install
 	$(BIN)/mypy -p graft -p diablogpt_pytorch
 
 bench: install
-	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
+	for benchmark in $(filter-out %_worker.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$benchmark || exit 1; done
 
 # Stamps: what is installed, and when it must be installed again.
 

@@ -1,42 +1,24 @@
 """What gin_attention.py and pna_attention.py share: every case in a process of its own, systems in turn, ratios."""
 
 import argparse
-import json
 import math
-import os
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from measuring import keep, machine, ratio
+from measuring import keep, machine
+from worker_process import Worker, difference, measured, standing, text_of
 
 WORKER = Path(__file__).parent / "attention_worker.py"
-TIMES = ("fwd ms", "fwd+bwd ms")
 
 
-def run(system: str, case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One system of one case in a fresh process."""
-    original = system == "original"
-    command = [arguments.original_python if original else sys.executable, str(WORKER), "--system", system]
-    for name, value in case.items():
-        command += [f"--{name}", str(value)]
-    command += ["--calls", str(arguments.calls), "--mlp-ratio", str(arguments.mlp_ratio)]
-    command += ["--width", str(arguments.width), "--heads", str(arguments.heads)]
-    if original:
-        command += ["--original", str(arguments.original)]
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{system} failed at {case}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def off(rounds: list[dict[str, dict[str, Any]]], one: str, other: str) -> float:
-    """The largest difference of what two systems computed."""
-    pairs = zip(rounds[0][one]["probe"], rounds[0][other]["probe"], strict=True)
-    return max(abs(a - b) for a, b in pairs)
+def worker(system: str, case: dict[str, Any], arguments: argparse.Namespace) -> Worker:
+    """One system of one case."""
+    options = {"system": system, **case, "mlp-ratio": arguments.mlp_ratio}
+    options |= {"width": arguments.width, "heads": arguments.heads}
+    if system != "original":
+        return Worker(sys.executable, WORKER, options)
+    return Worker(arguments.original_python, WORKER, options | {"original": arguments.original})
 
 
 def flops(case: dict[str, Any], arguments: argparse.Namespace) -> float:
@@ -50,22 +32,18 @@ def flops(case: dict[str, Any], arguments: argparse.Namespace) -> float:
 
 def compare(case: dict[str, Any], systems: list[str], arguments: argparse.Namespace, limit: float) -> list[dict]:
     """All systems of a case in turn; rows with medians and their ratios to ours. Refuses a fast wrong answer."""
-    rounds = [{system: run(system, case, arguments) for system in systems} for _ in range(arguments.rounds)]
     checked = [each for each in ("kept", "original") if each in systems]
     if case["attention"] != "gin":  # the original's largest value is the token's own: nothing to compare
         checked = [each for each in checked if each != "original"]
-    for other in checked:
-        difference = off(rounds, "ours", other)
-        if not difference < 1e-3 or math.isnan(difference):
-            raise RuntimeError(f"ours and {other} differ by {difference} at {case}")
+    with standing({system: worker(system, case, arguments) for system in systems}) as workers:
+        for other in checked:
+            off = difference(workers, "ours", other)
+            if not off < 1e-3 or math.isnan(off):
+                raise RuntimeError(f"ours and {other} differ by {off} at {case}")
+        figures = measured(workers, arguments.rounds)
     rows = []
     for system in systems:
-        row: dict[str, Any] = {**case, "system": system}
-        for figure in (*TIMES, "peak MB"):
-            row[figure] = statistics.median(each[system][figure] for each in rounds)
-        for figure in TIMES:
-            theirs, ours = ([each[name][figure] for each in rounds] for name in (system, "ours"))
-            row[f"{figure} / ours"] = ratio(theirs, ours) if len(rounds) > 1 else {"median": theirs[0] / ours[0]}
+        row: dict[str, Any] = {**case, "system": system, **figures[system]}
         if system == "ours":
             row["% of GEMM"] = round(100 * flops(case, arguments) / (1e-3 * row["fwd ms"]) / (limit * 1e9), 1)
         rows.append(row)
@@ -75,15 +53,9 @@ def compare(case: dict[str, Any], systems: list[str], arguments: argparse.Namesp
 
 def line(row: dict[str, Any]) -> str:
     """One case, for the reader."""
-    ratios = " ".join(
-        f"{row[name]:9.1f} ms x{quartiles['median']:.2f}"
-        + (f" [{quartiles['low']:.2f}, {quartiles['high']:.2f}]" if "low" in quartiles else "")
-        for name in TIMES
-        for quartiles in [row[f"{name} / ours"]]
-    )
     share = f" {row['% of GEMM']:5.1f}% GEMM" if "% of GEMM" in row else ""
     place = f"{row['attention']:10} {row['transform']:8} S {row['tokens']:5} B {row['batch']} G {row['groups']}"
-    return f"{place} {row['system']:9} {ratios} {row['peak MB']:8.1f} MB{share}"
+    return f"{place} {row['system']:9} {text_of(row)}{share}"
 
 
 def parse(argv, description: str, attentions: list[str], transforms: list[str], mlp_ratio: float):
@@ -97,8 +69,7 @@ def parse(argv, description: str, attentions: list[str], transforms: list[str], 
     parser.add_argument("--width", type=int, default=560)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--mlp-ratio", type=float, default=mlp_ratio)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=5, help="of which a process gives the median")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--kept-limit", type=int, default=2048, help="longest rows whose weights are also all kept")
     parser.add_argument("--original", type=Path, help="folder that holds the original's package xgpt")
     parser.add_argument("--original-python", default="python", help="python of its environment")

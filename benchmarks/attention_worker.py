@@ -1,51 +1,15 @@
-"""One attention layer in a process of its own, measured: gin_attention.py and pna_attention.py read its JSON.
+"""One attention layer in a process of its own, measured: gin_attention.py and pna_attention.py ask it.
 
 Runs under any transformers from 4.46 on, since the original's environment starts it too; so it imports graft and the
 original only where their system is asked for. The same seed gives all systems the same weights and inputs.
 """
 
 import argparse
-import contextlib
-import json
-import os
-import resource
-import statistics
 import sys
-import threading
-import time
-import types
 
 import torch
+from served_calls import answers, passes, serve, without_scatter
 from transformers import LlamaConfig
-
-
-class PeakMemory:
-    """The highest resident memory while it runs, in MB above what there was at the start."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.start = self.peak = self._resident()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.peak = max(self.peak, self._resident())
-        self.stop.set()
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.002):
-            self.peak = max(self.peak, self._resident())
-
-    @staticmethod
-    def _resident() -> float:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-    @property
-    def extra(self) -> float:
-        return self.peak - self.start
 
 
 def sizes(arguments: argparse.Namespace) -> dict[str, object]:
@@ -134,11 +98,8 @@ def make_sdpa(arguments: argparse.Namespace, given: dict[str, torch.Tensor]):
 
 
 def make_original(arguments: argparse.Namespace, given: dict[str, torch.Tensor]):
-    """The original's layer, from a checkout; what it does not need of torch_scatter is not there."""
-    scatter = types.ModuleType("torch_scatter")
-    for name in ("scatter_mean", "scatter_add", "scatter_min", "scatter_max"):
-        setattr(scatter, name, None)
-    sys.modules.setdefault("torch_scatter", scatter)
+    """The original's layer, from a checkout."""
+    without_scatter()
     sys.path.insert(0, str(arguments.original))
     from xgpt import Attention_GNN
     from xgpt.gnn_config import GNNConfig
@@ -187,34 +148,17 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--mlp-ratio", type=float, default=0.5)
-    parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--original")
     arguments = parser.parse_args()
-    given = drawn(arguments)
-    with contextlib.redirect_stdout(open(os.devnull, "w")):  # the original prints while it is built
-        call, parameters = MAKERS[arguments.system](arguments, given)
+    channel, given = answers(), drawn(arguments)
+    call, parameters = MAKERS[arguments.system](arguments, given)
     states, table = given["states"].requires_grad_(), position_table(arguments)
-
-    def forward() -> torch.Tensor:
-        with torch.no_grad():
-            return call(states, table)
 
     def both() -> None:
         torch.autograd.grad(call(states, table).square().mean(), [states, *parameters], allow_unused=True)
 
-    figures: dict[str, object] = {"probe": forward()[:, -1, :8].flatten().tolist()}
-    with PeakMemory() as memory:
-        both()
-    figures["peak MB"] = round(memory.extra, 1)
-    for name, each in {"fwd ms": forward, "fwd+bwd ms": both}.items():
-        times = []
-        for _ in range(arguments.calls):
-            start = time.perf_counter()
-            each()
-            times.append(time.perf_counter() - start)
-        figures[name] = round(1e3 * statistics.median(times), 3)
-    print(json.dumps(figures))
-    return 0
+    calls = passes(lambda: call(states, table), both)
+    return serve(channel, calls, calls["fwd"]()[:, -1, :8].flatten().tolist())
 
 
 if __name__ == "__main__":

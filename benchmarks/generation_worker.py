@@ -6,13 +6,12 @@ original only where their system is asked for.
 
 import argparse
 import json
-import resource
 import sys
-import threading
 import time
 
 import torch
 import transformers
+from served_calls import PeakMemory
 
 BART = {
     "vocab_size": 50265,
@@ -47,34 +46,6 @@ class Clock(transformers.LogitsProcessor):
     def __call__(self, input_ids, scores):
         self.ticks.append(self.now())
         return scores
-
-
-class PeakMemory:
-    """The highest resident memory while it runs, in MB above what there was at the start."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.start = self.peak = self._resident()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop.set()
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.01):
-            self.peak = max(self.peak, self._resident())
-
-    @staticmethod
-    def _resident() -> float:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-    @property
-    def extra(self) -> float:
-        return self.peak - self.start
 
 
 def build(shape: str, layers: int | None):

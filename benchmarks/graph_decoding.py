@@ -1,17 +1,18 @@
 """Decoding with graph layers: milliseconds per token with a cache and without, and bytes of the cache, by length.
 
 python benchmarks/graph_decoding.py --lengths 256 1024 --variants gin pna sparse
-python benchmarks/graph_decoding.py --original PATH/Graph-Aware-Transformers --original-python ENV/bin/python
+python benchmarks/graph_decoding.py --original PATH/src --original-python ENV/bin/python
 
 Random weights; the rival is a plain Llama of the same sizes with its cache, in turn with ours. First the logits of
 cached and uncached decoding are compared. Cache bytes stand beside what the table of each variant promises. The
-original cannot decode with a cache (it crashes): with --original its uncached step is timed in its own environment.
+original cannot decode with a cache (it crashes): with --original its uncached step is timed in its own environment,
+which graph_models.py describes.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,12 @@ from types import SimpleNamespace
 import torch
 from measuring import in_turn, keep, machine, ratio
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from worker_process import Worker, standing
 
 from graft import LlamaForCausalLMWithGNN, LlamaGNNConfig
 from graft.modeling.transformers_compat import cache_argument
 
+MODEL_WORKER = Path(__file__).parent / "graph_model_worker.py"
 SIZES = {
     "vocab_size": 4096,
     "hidden_size": 256,
@@ -105,17 +108,19 @@ def filled(model, ids: torch.Tensor) -> SimpleNamespace:
 
 
 @torch.no_grad()
-def row(name: str, length: int, rounds: int) -> dict:
-    """One variant at one length: ours cached, uncached, and the plain model cached, in turn."""
+def row(name: str, length: int, rounds: int, original: Worker | None = None) -> dict:
+    """One variant at one length: ours cached, uncached, the plain model cached and the original, in turn."""
     ids = torch.randint(0, SIZES["vocab_size"], (1, length), generator=torch.Generator().manual_seed(length))
     longer = torch.cat([ids, ids[:, -1:]], dim=1)
     model, plain = build(VARIANTS[name]), build(None)
     ours, rival = filled(model, ids), filled(plain, ids)
     torch.testing.assert_close(ours.step(), model(longer, use_cache=False).logits[:, -1], atol=1e-3, rtol=1e-3)
     calls = {"ours": ours.step, "plain": rival.step, "uncached": lambda: model(longer, use_cache=False)}
+    if original is not None:
+        calls["original"] = lambda: original.ask("fwd")
     times = in_turn(calls, rounds)
     numbers = promised(name, length)
-    return {
+    found = {
         "variant": name,
         "length": length,
         "ms cached": round(1e3 * statistics.median(times["ours"]), 2),
@@ -126,38 +131,17 @@ def row(name: str, length: int, rounds: int) -> dict:
         "cache bytes": ours.bytes,
         "promised bytes": None if numbers is None else 4 * numbers * SIZES["num_hidden_layers"],
     }
+    if original is not None:
+        found["ms original"] = round(1e3 * statistics.median(times["original"]), 2)
+        found["original / cached"] = ratio(times["original"], times["ours"])
+    return found
 
 
-ORIGINAL = """
-import json, sys, time
-sys.path.insert(0, sys.argv[1] + "/src")
-import torch
-from transformers import LlamaConfig
-from xgpt import GNNConfig, LlamaForCausalLMWithGNN
-sizes, length, rounds = json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-config = LlamaConfig(**sizes, attn_implementation="eager")
-config.gnn_config = GNNConfig(use_GNN_from_attention="LlamaAttentionGIN", attention_GIN_MLP_multiplier=0.5)
-torch.manual_seed(0)
-torch.set_num_threads(int(sys.argv[5]))
-model = LlamaForCausalLMWithGNN(config).eval()
-ids = torch.randint(0, sizes["vocab_size"], (1, length + 1))
-mask, times = torch.ones_like(ids), []
-with torch.no_grad():
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        model(ids, attention_mask=mask, use_cache=False)
-        times.append(time.perf_counter() - start)
-print(json.dumps(times[1:]))
-"""
-
-
-def original_ms(arguments: argparse.Namespace, length: int) -> float:
-    """Median milliseconds of the original's GIN model over the whole text, which a token costs it."""
+def original_of(arguments: argparse.Namespace, length: int) -> Worker:
+    """The original's GIN model, which can only read the whole text again for each token."""
     sizes = {**SIZES, "num_key_value_heads": SIZES["num_attention_heads"]}  # it crashes with fewer
-    command = [arguments.original_python, "-c", ORIGINAL, str(arguments.original), json.dumps(sizes), str(length)]
-    command += [str(arguments.rounds), str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return 1e3 * statistics.median(json.loads(done.stdout.strip().splitlines()[-1]))
+    options = {"system": "original", "variant": "gin", "tokens": length + 1, "sizes": json.dumps(sizes)}
+    return Worker(arguments.original_python, MODEL_WORKER, options | {"original": arguments.original})
 
 
 def main(argv=None) -> int:
@@ -165,16 +149,19 @@ def main(argv=None) -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--original", type=Path, help="a checkout of lamm-mit/Graph-Aware-Transformers")
+    parser.add_argument("--original", type=Path, help="folder that holds the original's package xgpt")
     parser.add_argument("--original-python", default=sys.executable, help="with transformers 4.46.3")
     arguments = parser.parse_args(argv)
     about, rows = machine(), []
     print(about)
     for length in arguments.lengths:
         for name in arguments.variants:
-            found = row(name, length, arguments.rounds)
-            if arguments.original is not None and name == "gin":
-                found["ms original"] = round(original_ms(arguments, length), 2)
+            with contextlib.ExitStack() as stack:
+                original = None
+                if arguments.original is not None and name == "gin":
+                    original = original_of(arguments, length)
+                    stack.enter_context(standing({"original": original}))
+                found = row(name, length, arguments.rounds, original)
             rows.append(found)
             print(json.dumps(found), flush=True)
     settings = {**SIZES, "rounds": arguments.rounds, "dtype": "float32", "batch": 1}
