@@ -98,6 +98,7 @@ class DataArguments:
         chunk_overlap: tokens of the source that a chunk shares with the one before.
         min_chunk_tokens: a last chunk with fewer tokens of the source is left out, unless it is the only one.
         capture_raw_text: write the chunks' texts to `chunks.parquet`, for `graft-knowledge-graph`.
+        packing: training rows of a decoder share rows of as many tokens as one may have, so that less is padding.
         eval_views: how the evaluated documents are read: "full" with memory, "truncated" as the base model sees them,
             "context" whole and without memory. None: "full" if there is a memory, else "truncated".
         scored_tokens: causal text without a target: how many last tokens of a document are scored.
@@ -140,6 +141,7 @@ class DataArguments:
     chunk_overlap: int = 0
     min_chunk_tokens: int = 10
     capture_raw_text: bool = False
+    packing: bool = False
     eval_views: list[View] | None = None
     scored_tokens: int = 512
     on_too_long: Literal["truncate", "skip", "error"] = "truncate"

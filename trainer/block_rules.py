@@ -51,6 +51,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
         _check_data,
         _check_chunks,
         _check_oracle,
+        _check_packing,
         _check_memory,
         _check_graph,
         _check_adapter,
@@ -139,6 +140,23 @@ def _check_oracle(configuration: RunConfiguration) -> None:
             f"`data.on_too_long` {data.on_too_long!r} would do nothing: `data.train_view` {data.train_view!r} leaves "
             "out sentences of a source that is too long."
         )
+
+
+def _check_packing(configuration: RunConfiguration) -> None:
+    if not configuration.data.packing:
+        return
+    adapter, memory = configuration.adapter, configuration.memory
+    reasons = {
+        f"`model.task` {configuration.model.task!r}: it is for 'causal'": configuration.model.task != "causal",
+        "the block `graph`: edges would join rows that only share a row": configuration.graph is not None,
+        "`adapter.type` 'sparse_gin', for the same reason": adapter is not None and adapter.type == "sparse_gin",
+        "a `memory.training` other than 'standard': each row has a memory of its own": memory is not None
+        and memory.training != "standard",
+        "`data.capture_raw_text`: a packed row is no chunk": configuration.data.capture_raw_text,
+        "`training.use_cache`: with a cache rows are not told apart": bool(configuration.training.get("use_cache")),
+    }
+    if excluded := [reason for reason, holds in reasons.items() if holds]:
+        raise ConfigurationError(f"`data.packing` does not go with {excluded[0]}.")
 
 
 def _check_memory(configuration: RunConfiguration) -> None:

@@ -84,6 +84,29 @@ class CausalTrainingCollator:
 
 
 @dataclass
+class CausalPackedCollator:
+    """Rows that each hold several (`packed_rows`), right-padded; the padding counts as one more of them.
+
+    There is no mask: positions that begin anew tell the model where the next row begins.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """input_ids, position_ids, labels, all (rows, length)."""
+        padding = {"input_ids": padding_id(self.tokenizer), "position_ids": 0, "labels": IGNORED}
+        batch = {
+            name: pad([row[name] for row in rows], value, "right", self.pad_to_multiple_of)
+            for name, value in padding.items()
+        }
+        for number, row in enumerate(rows):
+            free = batch["position_ids"][number, len(row["position_ids"]) :]
+            free.copy_(torch.arange(len(free)))
+        return batch
+
+
+@dataclass
 class CausalMemoryCollator:
     """Rows of a decoder that learns with memory: what is remembered of each, and its end, which is predicted.
 

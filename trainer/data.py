@@ -30,6 +30,7 @@ from graft.trainer.document_chunks import (
     chunked_text_rows,
 )
 from graft.trainer.oracle_sentences import oracle_sources
+from graft.trainer.packed_rows import packed_rows
 from graft.trainer.rows import ColumnSettings, check_columns, merged_duplicates, standard_rows
 from graft.trainer.splits import load_splits, rows_during_training
 from graft.trainer.tokenisation import TokenSettings
@@ -47,7 +48,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("chunk_index", "chunk_count", "chunk_start", "chunk_end"), Value("int64")),
     "token_offsets": List(List(Value("int64"))),
     **dict.fromkeys(
-        ("input_ids", "attention_mask", "labels", "prompt_ids", "memory_ids"),
+        ("input_ids", "attention_mask", "labels", "position_ids", "prompt_ids", "memory_ids"),
         List(Value("int64")),
     ),
 }
@@ -80,14 +81,16 @@ class _Mapping:
     num_proc: int | None
     overwrite_cache: bool
 
-    def __call__(self, rows: Dataset, function: Callable[..., Any], facts: str, **options: Any) -> Dataset:
+    def __call__(
+        self, rows: Dataset, function: Callable[..., Any], facts: str, batch_size: int = 64, **options: Any
+    ) -> Dataset:
         """Map with a fingerprint of the rows, the code of the function's file, `facts`, and graft's version."""
         code = _source_of(inspect.getmodule(function))
         text = "\0".join([rows._fingerprint, function.__name__, code, facts, graft.__version__])
         return rows.map(
             function,
             batched=True,
-            batch_size=64,
+            batch_size=batch_size,
             num_proc=self.num_proc if len(rows) > 64 else None,
             load_from_cache_file=not self.overwrite_cache,
             new_fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -299,7 +302,8 @@ def prepare_training(
 ) -> Dataset:
     """Rows to train on: input_ids, attention_mask, labels, length, truncated, id.
 
-    The view "chunked" adds document_id, chunk_index, chunk_count and, where `data.capture_raw_text` asks for it, the
+    With `data.packing` these are input_ids, labels, position_ids, length, truncated, id of rows that share a row. The
+    view "chunked" adds document_id, chunk_index, chunk_count and, where `data.capture_raw_text` asks for it, the
     columns of `document_chunks.TEXT_COLUMNS`.
 
     Args:
@@ -312,7 +316,31 @@ def prepare_training(
     prepared = _TRAINING_VIEWS[configuration.data.train_view](rows, tokenizer, configuration, max_positions)
     if len(prepared) == 0:
         raise ConfigurationError("No row of the split train is left.")
-    return prepared
+    return _packed(prepared, configuration, max_positions) if configuration.data.packing else prepared
+
+
+def _packed(rows: Dataset, configuration: RunConfiguration, max_positions: int | None) -> Dataset:
+    """Rows that share rows of as many tokens as one may have; whatever `data.num_proc` is, the same ones do."""
+    data = configuration.data
+    size = _training_limit(configuration, max_positions, data.max_target_length)
+    if size is None:
+        raise ConfigurationError("`data.packing` needs `data.max_source_length`: the model names no length.")
+    if has_target(configuration):
+        size += data.max_target_length
+    names = ("input_ids", "labels", "position_ids", "length", "id", "truncated")
+    packed = _Mapping(None, data.overwrite_cache)(
+        rows,
+        packed_rows,
+        str(size),
+        batch_size=1024,
+        remove_columns=rows.column_names,
+        features=Features({name: _TYPES[name] for name in names}),
+        fn_kwargs={"size": size},
+        desc="Packing",
+    )
+    filled = int(np.asarray(packed["length"]).sum()) / (size * len(packed))
+    logger.info("train: %d rows share %d of %d tokens, %.0f %% full.", len(rows), len(packed), size, 100 * filled)
+    return packed
 
 
 def prepare_evaluation(

@@ -36,6 +36,7 @@ from graft.trainer.checkpoints import check_output_dir
 from graft.trainer.collators import (
     CausalEvaluationCollator,
     CausalMemoryCollator,
+    CausalPackedCollator,
     CausalTrainingCollator,
     Seq2SeqCollator,
 )
@@ -47,6 +48,7 @@ from graft.trainer.graph_ability import GraphAbility, GraphPlots, train_graph, w
 from graft.trainer.graph_adapter import GraphAdapterAbility, graph_adapter_config
 from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
+from graft.trainer.packed_rows import check_reads_packed_rows
 from graft.trainer.resuming import train_or_go_on
 from graft.trainer.run_plan import plan_of
 from graft.trainer.run_record import record_before, run_record, write_record
@@ -186,6 +188,8 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     _check_equal_rows(args, [*([train] if train is not None else []), *during_training.values()])
     set_seed(args.seed)  # what was drawn so far depends on caches; weights must not
     model: Any = load_model(configuration.model, config, flags.trust_remote_code)
+    if configuration.data.packing:
+        check_reads_packed_rows(model)
     if configuration.graph is not None:
         train_graph(model, configuration.graph)
     if configuration.adapter is not None:
@@ -305,6 +309,8 @@ def _training_collator(configuration: RunConfiguration, tokenizer: PreTrainedTok
         return Seq2SeqCollator(tokenizer, multiple)
     if memory is not None and memory.training != "standard":
         return CausalMemoryCollator(tokenizer, memory.local_tokens)
+    if configuration.data.packing:
+        return CausalPackedCollator(tokenizer, multiple)
     return CausalTrainingCollator(tokenizer, multiple)
 
 

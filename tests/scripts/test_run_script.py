@@ -144,6 +144,16 @@ def test_a_wrong_graph_adapter_is_one_error(make_run, tmp_path, capsys, task, op
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+def test_a_packed_run_takes_the_step_of_its_rows_one_by_one(make_run, tmp_path, losses_of):
+    sizes = {"per_device_train_batch_size": 24, "max_steps": 2, "optim": "sgd", "learning_rate": 0.1}
+    config = str(make_run("causal", **sizes, do_train=True, eval_strategy="no", save_strategy="no"))
+    assert main([config]) == 0
+    assert main([config, "--data.packing", "--training.output_dir", str(tmp_path / "packed")]) == 0
+    assert losses_of(tmp_path / "packed") == pytest.approx(losses_of(tmp_path / "out"), abs=1e-5)
+    rows = json.loads((tmp_path / "packed" / "run.json").read_text())["rows"]["train"]
+    assert rows["prepared"] < rows["rows"] == 24
+
+
 def test_text_without_target_is_scored_by_likelihood(make_run, tmp_path):
     options = [
         *("--data.target_column", "null", "--data.max_source_length", "32", "--data.scored_tokens", "8"),
