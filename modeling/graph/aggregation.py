@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .visible_rows import read_range
+from .visible_rows import read_range, visible_rows
 
 
 class Aggregates(NamedTuple):
@@ -50,6 +50,20 @@ def running_maximum(values: Tensor) -> Tensor:
     return values.cummax(dim=2).values
 
 
+def row_maximum(values: Tensor, visible: Tensor) -> Tensor:
+    """The largest value of each coordinate among the keys that one row reads, of all keys if it reads none.
+
+    Args:
+        values: (batch, heads, source, width).
+        visible: (batch or 1, 1, 1, source).
+
+    Returns:
+        (batch, heads, 1, width).
+    """
+    read = (visible | ~visible.any(-1, keepdim=True)).transpose(-1, -2)
+    return values.masked_fill(~read, torch.finfo(values.dtype).min).amax(2, keepdim=True)
+
+
 def visible_maximum(values: Tensor, mask: Tensor | None, target: int) -> Tensor:
     """The largest value of each coordinate among the keys that a row may read.
 
@@ -64,6 +78,8 @@ def visible_maximum(values: Tensor, mask: Tensor | None, target: int) -> Tensor:
     """
     if mask is None and target > 1:
         return running_maximum(values[:, :, :target])  # behind them, a static cache has room
+    if target == 1:
+        return row_maximum(values, visible_rows(mask, range(1), (1, values.shape[2]), values.device))
     return range_maximum(values, *read_range(mask, (target, values.shape[2]), values.device))
 
 

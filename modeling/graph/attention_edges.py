@@ -10,7 +10,7 @@ from torch.nn import functional
 from .adjacency import AttentionAdjacency
 from .edge_storage import DenseEdges, Edges, SparseEdges, edges_to_keep, largest_edges
 from .pair_scores import dot_scores
-from .visible_rows import row_blocks, visible_block, visible_softmax
+from .visible_rows import row_blocks, triangle_softmax, visible_block, visible_softmax
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ScoredPairs:
         scores = dot_scores(query, key, self.scaling)
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
-        return visible_softmax(scores, visible), visible
+        return triangle_softmax(scores) if self.mask is None else visible_softmax(scores, visible), visible
 
 
 def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: str, block_bytes: int) -> Edges:

@@ -108,6 +108,19 @@ def visible_softmax(scores: Tensor, visible: Tensor) -> Tensor:
     return weights * visible.any(-1, keepdim=True)
 
 
+def triangle_softmax(scores: Tensor) -> Tensor:
+    """`visible_softmax` of fresh scores of a `visible_block` without a mask, in about half the time.
+
+    The last key is the last row's own, so no row reads nothing, and only pairs of the last keys, as many as there are
+    rows, can be hidden.
+    """
+    rows = scores.shape[-2]
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    later = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu(1)
+    scores[..., scores.shape[-1] - rows :].masked_fill_(later, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)
+
+
 def visible_relu(scores: Tensor, visible: Tensor) -> Tensor:
     """The scores above 0 of visible keys, in float32 or wider; 0 elsewhere."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.masking_utils import create_causal_mask
 
-from graft.modeling.graph.visible_rows import attention_rows, in_row_blocks, read_range, visible_rows
+from graft.modeling.graph.visible_rows import (
+    attention_rows,
+    in_row_blocks,
+    read_range,
+    triangle_softmax,
+    visible_block,
+    visible_rows,
+    visible_softmax,
+)
 
 
 def masks(attention_mask: torch.Tensor) -> list[torch.Tensor]:
@@ -108,3 +116,17 @@ def test_attention_of_a_row_that_sees_nothing_is_zero_and_others_sum_to_one():
     torch.testing.assert_close(weights.sum(-1)[0, 0], torch.tensor([1.0, 0.0, 1.0]))
     assert (weights[~visible.expand_as(weights)] == 0).all()
     assert attention_rows(query.bfloat16(), key.bfloat16(), 0.5, visible).dtype == torch.float32
+
+
+@given(st.integers(1, 7), st.integers(0, 3), st.data())
+def test_without_a_mask_the_softmax_hides_the_triangle_at_the_end_of_a_block(target, room, data):
+    """Room behind the keys is that of a static cache; a single row reads all there are."""
+    start = data.draw(st.integers(0, target - 1))
+    rows = range(start, data.draw(st.integers(start + 1, target)))
+    visible = visible_block(None, rows, (target, target + room), torch.device("cpu"))
+    scores = torch.randn(2, 3, len(rows), visible.shape[-1], dtype=torch.float64, requires_grad=True)
+    found = triangle_softmax(scores * 1), visible_softmax(scores * 1, visible)
+    assert torch.equal(*found)
+    gradients = [torch.autograd.grad(each.square().sum(), scores)[0] for each in found]
+    assert torch.equal(*gradients)
+    assert triangle_softmax(scores.detach().bfloat16()).dtype == torch.float32
