@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Look; 2 and one line on stderr for a user's mistake."""
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    from graft.trainer.generation import text_of
     from graft.trainer.graph_inspection import inspect_graph
+    from graft.trainer.named_texts import text_of
 
     try:
         found = inspect_graph(

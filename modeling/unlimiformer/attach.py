@@ -192,9 +192,9 @@ class Unlimited(Attachment):
         self.check_attached()
         return append(self.model, memory, self.config, (input_ids, attention_mask), progress)
 
-    def estimate(self, tokens: int | Sequence[int]) -> MemorySize:
-        """Bytes of the memory of documents of so many tokens, and the windows to be read for it."""
-        return size_of(self.model, self.config, documents_of(tokens))
+    def estimate(self, tokens: int | Sequence[int], prefix: int = 0) -> MemorySize:
+        """Bytes of the memory of documents of so many tokens, and the windows to be read, `prefix` more in each."""
+        return size_of(self.model, self.config, documents_of(tokens, prefix))
 
     def calibrate(self, memory: Memory, **options: Any) -> Calibration:
         """Choose how a decoder's memory is read by what best predicts the end of its documents, see `calibrate`.

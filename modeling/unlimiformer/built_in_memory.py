@@ -50,6 +50,6 @@ class BuiltInMemory(SavesItsCode, _Model):
         """The memory of the same documents with `input_ids` (len(memory), longest) behind them."""
         return append(self, memory, self.config.unlimiformer_config, (input_ids, attention_mask), progress)
 
-    def estimate(self, tokens: int | Sequence[int]) -> MemorySize:
-        """Bytes of the memory of documents of so many tokens, and the windows to be read for it."""
-        return size_of(self, self.config.unlimiformer_config, documents_of(tokens))
+    def estimate(self, tokens: int | Sequence[int], prefix: int = 0) -> MemorySize:
+        """Bytes of the memory of documents of so many tokens, and the windows to be read, `prefix` more in each."""
+        return size_of(self, self.config.unlimiformer_config, documents_of(tokens, prefix))

@@ -79,12 +79,12 @@ def estimate_memory(
     return memory_size(model_config, documents_of(tokens), config, dtype, keeps_keys)
 
 
-def documents_of(tokens: int | Sequence[int]) -> Documents:
-    """Documents of these lengths, without their ids."""
+def documents_of(tokens: int | Sequence[int], prefix: int = 0) -> Documents:
+    """Documents of these lengths, without their ids, each behind `prefix` tokens that every window repeats."""
     lengths = torch.tensor([tokens] if isinstance(tokens, int) else list(tokens))
     if not len(lengths) or int(lengths.min()) < 1:
         raise ValueError(f"`tokens` must be the length of each document, at least 1, got {tokens}.")
-    return Documents(torch.empty(len(lengths), 0, dtype=torch.long), lengths)
+    return Documents(torch.empty(len(lengths), 0, dtype=torch.long), lengths + prefix, (prefix,) * len(lengths))
 
 
 def memory_size(

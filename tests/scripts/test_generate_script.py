@@ -1,4 +1,8 @@
-"""scripts/generate.py on tiny models: with and without memory, the question kept apart, the page of what was read."""
+"""scripts/generate.py on tiny models: questions given, typed and piped; memories kept; sources; mistakes told."""
+
+import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,19 @@ CONFIG = UnlimiformerConfig(window=32, keys_per_query=8)
 DOCUMENT = "the cat sat on a mat near the sea while rain fell all night " * 12
 
 
+@pytest.fixture(autouse=True)
+def stdin(monkeypatch):
+    """A function that gives standard input its text, and says whether someone types it; empty unless it is called."""
+
+    def give(text, typed=False):
+        stream = io.StringIO(text)
+        monkeypatch.setattr(stream, "isatty", lambda: typed, raising=False)
+        monkeypatch.setattr("sys.stdin", stream)
+
+    give("")
+    return give
+
+
 @pytest.fixture(params=["seq2seq", "causal"])
 def model_folder(request, make_run, tmp_path):
     make_run(request.param)
@@ -22,12 +39,13 @@ def model_folder(request, make_run, tmp_path):
 
 def expected_text(task, folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = plain_ids(tokenizer, ["Read: " + DOCUMENT, "\n\nWho sat?!", "Read: Who sat?\n\n" + DOCUMENT + "!"])
+    ids = plain_ids(tokenizer, ["Read: " + DOCUMENT, "\n\nWho sat?!", "Read: Who sat?\n\n", DOCUMENT + "!"])
     with torch.no_grad():
         if task == "seq2seq":
             model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
             with unlimiform(model, CONFIG) as handle:
-                inputs = handle.remember(torch.tensor([[0, *ids[2], 2]])).inputs()
+                question = torch.tensor([[0, *ids[2]]])  # in front of every window
+                inputs = handle.remember(torch.tensor([[*ids[3], 2]]), prefix_ids=question).inputs()
                 tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0]
         else:
             model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -49,10 +67,10 @@ def test_what_reading_costs_is_said_before_and_a_budget_is_kept(model_folder, ca
     task, folder = model_folder
     assert main([folder, "--prompt", DOCUMENT, "--question", "Who?", *OPTIONS]) == 0
     auto = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForCausalLM
-    whole = ("Who?\n\n" + DOCUMENT, 2) if task == "seq2seq" else (DOCUMENT, 1)  # and its special tokens
-    tokens = len(plain_ids(AutoTokenizer.from_pretrained(folder), [whole[0]])[0]) + whole[1]
+    asked, whole = map(len, plain_ids(AutoTokenizer.from_pretrained(folder), ["Who?\n\n", DOCUMENT]))
+    tokens, prefix = (whole + 1, asked + 1) if task == "seq2seq" else (whole + 1, 0)  # each with a special token
     with unlimiform(auto.from_pretrained(folder), CONFIG) as handle:
-        size = handle.estimate(tokens)
+        size = handle.estimate(tokens, prefix)
     assert f"Remembering {tokens:,} tokens: {size}." in caplog.messages
     budget = ["--memory.max_bytes", str(size.nbytes - 1)]
     assert main([folder, "--prompt", DOCUMENT, "--question", "Who?", *OPTIONS, *budget]) == 2
@@ -85,8 +103,6 @@ def test_without_memory_the_stock_model_answers(model_folder, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(make_run, tmp_path, capsys, options, message):
-    import re
-
     make_run("causal")
     assert main([str(tmp_path / "model"), "--prompt", DOCUMENT, *options]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -97,3 +113,151 @@ def test_mistakes_are_one_line_and_exit_code_2(make_run, tmp_path, capsys, optio
 def test_a_model_that_is_not_there_is_named(capsys):
     assert main(["nowhere/at-all", "--prompt", "x"]) == 2
     assert "nowhere/at-all" in capsys.readouterr().err
+
+
+SOURCE = re.compile(r"^\[(.+), tokens ([\d,]+)-([\d,]+), [\d.]+ %\] '(.*)'$", re.MULTILINE)
+OTHER = "nobody came home to the old house where a dog slept under the table " * 12
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A folder with two documents, a file that is no text, and one deeper down."""
+    folder = tmp_path / "library"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.txt").write_text(DOCUMENT)
+    (folder / "more" / "b.md").write_text(OTHER)
+    (folder / "cover.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def test_documents_of_a_folder_are_read_one_behind_the_other_and_sources_lie_where_they_are_said_to(
+    make_run, tmp_path, library, capsys
+):
+    make_run("causal")
+    folder = str(tmp_path / "model")
+    assert main([folder, "--prompt", str(library), "--question", "Who?", *OPTIONS, "--sources", "40"]) == 0
+    found, errors = capsys.readouterr()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    first, second, question = plain_ids(tokenizer, [DOCUMENT, "\n\n" + OTHER, "\n\nWho?"])
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with unlimiform(model, CONFIG) as handle:
+        inputs = handle.remember(torch.tensor([[0, *first, *second]])).inputs(torch.tensor([question]))
+        tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, len(question) :]
+    assert found.strip() == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    documents = {str(library / "a.txt"): first, str(library / "more" / "b.md"): second}
+    sources = SOURCE.findall(errors)
+    assert {name for name, *_ in sources} == set(documents)
+    for name, start, end, text in sources:
+        expected = tokenizer.decode(documents[name][int(start.replace(",", "")) : int(end.replace(",", ""))])
+        assert text == repr(expected)[1:-1]
+
+
+def test_sources_of_an_encoder_decoder_lie_where_they_are_said_to(make_run, tmp_path, library, capsys):
+    make_run("seq2seq")
+    folder = str(tmp_path / "model")
+    assert main([folder, "--prompt", str(library), "--question", "Who?", *OPTIONS, "--sources", "40"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = dict(zip(["a.txt", "b.md"], plain_ids(tokenizer, [DOCUMENT, "\n\n" + OTHER]), strict=True))
+    sources = SOURCE.findall(capsys.readouterr().err)
+    assert sources
+    for name, start, end, text in sources:
+        expected = tokenizer.decode(ids[Path(name).name][int(start.replace(",", "")) : int(end.replace(",", ""))])
+        assert text == repr(expected)[1:-1]
+
+
+def test_a_kept_memory_answers_as_the_documents_did_and_other_weights_are_refused(make_run, tmp_path, library, capsys):
+    make_run("causal")
+    folder, kept = str(tmp_path / "model"), str(tmp_path / "kept")
+    asked = ["--question", "Who?", "Where did it sleep?", "--max_new_tokens", "5", "--do_sample", "false"]
+    texts = ["--prompt", str(library), "--suffix", " Answer:"]
+    assert main([folder, *texts, *OPTIONS, *asked, "--save-memory", kept]) == 0
+    first = capsys.readouterr()
+    assert main([folder, "--load-memory", kept, *asked]) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert len(SOURCE.findall(first.err)) == 6
+    assert SOURCE.findall(second.err) == SOURCE.findall(first.err)
+    assert "reading" not in second.err
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    model.save_pretrained(folder)
+    assert main([folder, "--load-memory", kept, *asked]) == 2
+    assert "was made by weights" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_kept_memory_of_an_encoder_decoder_answers_without_a_question_only(make_run, tmp_path, capsys):
+    make_run("seq2seq")
+    folder, kept = str(tmp_path / "model"), str(tmp_path / "kept")
+    assert main([folder, "--prompt", DOCUMENT, *OPTIONS, "--save-memory", kept]) == 0
+    first = capsys.readouterr().out
+    loaded = [folder, "--load-memory", kept, "--max_new_tokens", "5", "--do_sample", "false"]
+    assert main(loaded) == 0
+    assert capsys.readouterr().out == first
+    assert main([*loaded, "--question", "Who?"]) == 2
+    assert "does not hold the documents" in capsys.readouterr().err
+
+
+def test_lines_of_standard_input_are_questions_and_each_has_its_page(make_run, tmp_path, capsys, stdin):
+    make_run("causal")
+    folder, page = str(tmp_path / "model"), tmp_path / "page.html"
+    assert main([folder, "--prompt", DOCUMENT, *OPTIONS, "--question", "Who?", "Where?"]) == 0
+    expected = capsys.readouterr().out
+    stdin("Who?\n\n  Where?\n")
+    assert main([folder, "--prompt", DOCUMENT, *OPTIONS, "--report", str(page)]) == 0
+    assert capsys.readouterr().out == expected
+    assert page.is_file()
+    assert page.with_name("page-2.html").is_file()
+
+
+def test_questions_are_typed_until_an_empty_one_and_one_that_is_too_long_does_not_end_it(
+    make_run, tmp_path, capsys, stdin
+):
+    make_run("causal")
+    folder = str(tmp_path / "model")
+    stdin(f"Who?\n{'far too long ' * 60}\nWhere?\n\nnever asked\n", typed=True)
+    assert main([folder, "--prompt", DOCUMENT, *OPTIONS, "--sources", "0"]) == 0
+    out, errors = capsys.readouterr()
+    assert errors.count("Question (") == 4
+    assert errors.count("graft-generate: `question_ids` has") == 1
+    assert main([folder, "--prompt", DOCUMENT, *OPTIONS, "--question", "Who?", "Where?"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_a_memory_is_kept_without_any_question(make_run, tmp_path, capsys):
+    make_run("causal")
+    kept = tmp_path / "kept"
+    assert main([str(tmp_path / "model"), "--prompt", DOCUMENT, *OPTIONS, "--save-memory", str(kept)]) == 0
+    assert (kept / "documents.json").is_file()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", "bok.txt"], "'bok.txt' is no file"),
+        (["--prompt", "EMPTY"], "no text file"),
+        (["--prompt", "BINARY"], "no text in UTF-8"),
+        (["--prompt", "  "], "has no text"),
+        (["--prompt", "a text", "--questions", "EMPTY/none.txt"], "`--questions` .*none.txt' is no file"),
+        (["--prompt", "a text", "--questions", "BLANK"], "holds no question"),
+        (["--prompt", "a text", "--save-memory", "BLANK"], "`--save-memory`.*choose a new folder"),
+        (["--prompt", "a text", "--save-memory", "new", "--no-memory"], "--save-memory.*--no-memory"),
+        (["--load-memory", "EMPTY"], "`--load-memory`.*holds no memory"),
+        (["--load-memory", "EMPTY", "--save-memory", "new"], "give one of them"),
+        (["--load-memory", "EMPTY", "--no-memory"], "--load-memory.*--no-memory"),
+        (["--load-memory", "EMPTY", "--memory.window", "8"], "leave out"),
+        (["--prompt", "a text", "--sources", "-1"], "`--sources` must be at least 0, got -1"),
+    ],
+)
+def test_bad_inputs_are_refused_in_one_line_before_the_model_is_looked_for(tmp_path, capsys, options, message):
+    for name in ("EMPTY", "FILES"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "FILES" / "BINARY").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "FILES" / "BLANK").write_text(" \n\n")
+    places = {"EMPTY": tmp_path / "EMPTY", "EMPTY/none.txt": tmp_path / "EMPTY" / "none.txt"}
+    places |= {name: tmp_path / "FILES" / name for name in ("BINARY", "BLANK")}
+    assert main(["nowhere/at-all", *(str(places.get(option, option)) for option in options)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]

@@ -222,7 +222,7 @@ def test_adapter_is_trained_plainly_and_evaluated_with_memory(make_run, tmp_path
     assert "model.get_base_model(), UnlimiformerConfig(window=24, local_tokens=8)" in snippet
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert generate([str(out), "--prompt", "the cat " * 60, "--max_new_tokens", "3"]) == 0
+    assert generate([str(out), "--prompt", "the cat " * 60, "--question", "", "--max_new_tokens", "3"]) == 0
 
 
 def test_bart_from_scratch_learns_its_tokenizer_and_is_evaluated_with_memory(make_run, tmp_path, losses_of):
