@@ -4,11 +4,11 @@ python benchmarks/graph_models.py --tokens 256 1024 4096
 python benchmarks/graph_models.py --original PATH/src --original-python ENV/bin/python
 
 The sizes of the original's README (560 wide, 6 layers; a sparse network beside a frozen base: 512 wide, 8 layers),
-random weights, float32, one forward pass and one with backward; a JSON for each length. PATH/src holds the original's
-package xgpt, of lamm-mit/Graph-Aware-Transformers; its environment needs transformers 4.46.3 and torch_geometric. GIN
-reads the original's weights and must give its logits first; the others' numbers differ on purpose (docs/graphs.md says
-where). Ratios are theirs / ours of the same round: above 1, ours is faster. At 4,096 tokens two layers are timed: the
-original's memory allows no more.
+random weights, float32, one forward pass and one with backward; a JSON for each variant and length. PATH/src holds
+the original's package xgpt, of lamm-mit/Graph-Aware-Transformers; its environment needs transformers 4.46.3 and
+torch_geometric. GIN reads the original's weights and must give its logits first; the others' numbers differ on purpose
+(docs/graphs.md says where). Ratios are theirs / ours of the same round: above 1, ours is faster. At 4,096 tokens two
+layers are timed: the original's memory allows no more.
 """
 
 import argparse
@@ -84,11 +84,9 @@ def main(argv=None) -> int:
             "batch": max(1, arguments.batch_tokens // tokens),
             "layers": 0 if tokens < 4096 else 2,
         }
-        rows: list[dict[str, Any]] = []
         for variant in arguments.variants:
-            rows += compare({"variant": variant, **case}, arguments)
-            path = keep(f"graph_models-{tokens}", settings, rows, about)  # a later case may end the run
-        print("kept in", path)
+            rows = compare({"variant": variant, **case}, arguments)
+            print("kept in", keep(f"graph_models-{variant.replace(' ', '_')}-{tokens}", settings, rows, about))
     return 0
 
 

@@ -4,260 +4,23 @@ Buehler 2025, "Graph-Aware Isomorphic Attention for Adaptive Dynamics in Transfo
 """
 
 # No `from __future__ import annotations` here: it would silently switch the strict type checks off.
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from math import inf, isfinite, log
+from math import isfinite
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
+from .graph_edges_config import AdjacencyConfig, EdgeTransformConfig
+from .latent_config import LatentConfig
+from .option_checks import check_default, check_positive, check_share, read_options
+from .sparse_graph_config import SparseGraphConfig
+
 _LATENT = ("cg", "cg_interpolate")
-_SLOPES_IN_T = (
-    "relu",
-    "silu",
-    "softplus",
-    "sharp_softplus",
-    "sigmoid",
-    "flow",
-    "silu+binary",
-    "silu_below_binary_above",
-    "softplus_below_binary_above",
-)
 
 MESSAGE_MLPS = ("halfway_gin", "multi_hop", "multi_aggregation")
 """The values of `mlp` that read attention."""
-
-
-@strict
-@dataclass
-class EdgeTransformConfig:
-    """What becomes of an attention weight `a` of a visible pair before it weighs a message.
-
-    Args:
-        transform: "none" keeps `a`; "relu", "silu", "softplus" of (a - t); "sharp_softplus" is
-            softplus(beta (a - t)) / beta; "sigmoid" is sigmoid(beta (a - t)); "flow" is sigmoid(5 a) times
-            sigmoid(50 (a - t)); "binary" is [a > t]; "silu+binary" is silu(a - t) + s [a > t];
-            "<f>_below_binary_above" is f(a - t) up to t and 1 above; "top_k" is 1 on the largest share of the row's
-            visible keys; "scaled_topk" is 1 on the largest share of the strictly earlier ones, which may be none,
-            where all weights below t count as equal.
-        threshold: t, in [0, 1).
-        steepness: beta.
-        binary_weight: s.
-        trains_threshold: whether t is a trainable number of each layer; for transforms that have a slope in t.
-        fraction: of the visible keys that "top_k" keeps, at least one, and of the earlier ones that "scaled_topk"
-            keeps; in (0, 1].
-        straight_through: let the gradient pass hard selections as if `a` had been kept. Without it, "binary",
-            "top_k" and "scaled_topk" teach queries and keys nothing.
-    """
-
-    transform: Literal[
-        "none",
-        "relu",
-        "silu",
-        "softplus",
-        "sharp_softplus",
-        "sigmoid",
-        "flow",
-        "binary",
-        "silu+binary",
-        "relu_below_binary_above",
-        "silu_below_binary_above",
-        "softplus_below_binary_above",
-        "top_k",
-        "scaled_topk",
-    ] = "none"
-    threshold: float | int = 0.2
-    trains_threshold: bool = False
-    steepness: float | int = 10.0
-    binary_weight: float | int = 1.0
-    fraction: float | int = 0.1
-    straight_through: bool = False
-
-    def validate_ranges(self) -> None:
-        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"`threshold` must lie in [0, 1), got {self.threshold}.")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"`fraction` must lie in (0, 1], got {self.fraction}.")
-        _check_positive(self, "steepness", "binary_weight")
-
-    def validate_threshold(self) -> None:
-        """Refuse a trainable threshold that would never get a gradient."""
-        if self.trains_threshold and self.transform not in _SLOPES_IN_T:
-            raise ValueError(
-                f"`trains_threshold` needs a `transform` with a slope in the threshold, "
-                f"{', '.join(_SLOPES_IN_T)}; got {self.transform!r}."
-            )
-
-
-@strict
-@dataclass
-class AdjacencyConfig:
-    """How the attention maps of all heads become one weighted graph, or one for each head.
-
-    Args:
-        combine: "mean" over heads; "sum", at most 1; "any", the largest over heads of
-            sigmoid((a - threshold) / temperature); "learned", w2 . relu(W1 [a_1 ... a_H]). Where each head keeps its
-            own graph, "mean" and "sum" are `a` itself, "any" the sigmoid, and "learned" has an output per head.
-        temperature: of "any".
-        learned_activation: behind "learned": "sigmoid", or a "softmax" over what the row sees.
-        learned_width: of "learned", between its two maps.
-        distance: "far" favours distant tokens by ((1 + |i - j|) / n_i)^s, where row i sees n_i tokens; "near" close
-            ones by (1 + |i - j|)^-s; None leaves weights as they are.
-        distance_strength: s.
-        sharpness: alpha in sigmoid(alpha (a - threshold)), applied to the combined weight; None leaves it out.
-        threshold: see above.
-        cutoff: weights up to it are no edges; None keeps all.
-        self_loops: whether a token reads itself.
-        normalises_rows: divide each row by the root mean square of its visible part, times one trainable number.
-    """
-
-    combine: Literal["mean", "sum", "any", "learned"] = "sum"
-    temperature: float | int = 0.1
-    learned_activation: Literal["sigmoid", "softmax"] = "softmax"
-    learned_width: int = 128
-    distance: Literal["far", "near"] | None = None
-    distance_strength: float | int = 1.0
-    sharpness: float | int | None = 10.0
-    threshold: float | int = 0.1
-    cutoff: float | int | None = 0.6
-    self_loops: bool = True
-    normalises_rows: bool = False
-
-    def validate_ranges(self) -> None:
-        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        _check_positive(self, "temperature", "sharpness", "distance_strength")
-        _check_count(self, "learned_width")
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"`threshold` must lie in [0, 1), got {self.threshold}.")
-        if self.cutoff is not None and not 0 <= self.cutoff < 1:
-            raise ValueError(f"`cutoff` must lie in [0, 1) or be None, got {self.cutoff}.")
-
-    def least_weight(self) -> float:
-        """What the attention weight behind an edge exceeds: of a head ("any"), or combined. 0 or less is no limit."""
-        if self.combine == "learned" or self.cutoff is None:
-            return -inf
-        least = float(self.cutoff)
-        if self.sharpness is not None:
-            least = self.threshold + _logit(least) / self.sharpness
-        return least if self.combine != "any" else self.threshold + self.temperature * _logit(least)
-
-
-@strict
-@dataclass
-class SparseGraphConfig:
-    """A graph network on the sparse graph that a layer's own attention makes; its output is added to the residual.
-
-    Args:
-        layer: "gin" sends the sum over edges through an MLP; "gcn" sends it through one linear map; "pna" reads
-            several aggregators of its neighbours (arXiv 2004.05718); "recombination" averages earlier neighbours by a
-            softmax over the edges (GAT, arXiv 1710.10903).
-        rank: width of the nodes.
-        num_layers: graph layers, each one message step.
-        per_head: one network for each head, on its slice of the hidden state and its own graph, each of width `rank`.
-        mixes_heads: with `per_head`, a square map of the joined outputs.
-        mlp: whether "gin" has an MLP; one linear map otherwise.
-        mlp_norm: in the MLP of "gin".
-        mlp_ratio: width inside the MLP of "gin" over `rank`.
-        one_plus: "gin" weighs the token itself with 1 + epsilon, as its paper does, and not with epsilon.
-        weighted_edges: whether "gin", "gcn" and "pna" weigh edges; an edge counts 1 otherwise.
-        normalises_degree: "gcn" divides by the sum of the row's weights.
-        aggregators: of "pna", among "mean", "min", "max", "std".
-        scalers: of "pna", each a factor for all aggregators: "identity"; "amplification", log(degree + 1) / delta;
-            "attenuation", its inverse.
-        log_degree: delta, the mean of log(degree + 1) in the training data; the default stands for 11 edges.
-        towers: slices of the nodes that "pna" treats by themselves and then mixes.
-        activation: in the MLP of "gin" and behind each graph layer. "prelu" has a trainable slope.
-        dropout: behind each graph layer.
-        residual: whether each graph layer adds its input.
-        normalises: RMS norm of the update before it is scaled.
-        matches_scale: give each token's update the root mean square of what the network read.
-        reads: the network's input: the "residual" behind attention, or the "normed_input" of attention.
-        storage: "dense" keeps a weight for each pair of tokens, "sparse" the edges of each row alone, of which there
-            are so few that none is lost; "auto" chooses by length.
-        scale_first, scale_last: where the trainable scale of the update begins, in the first and last decoder layer,
-            and linearly in between. With both 0 the model begins as its base.
-    """
-
-    layer: Literal["gin", "gcn", "pna", "recombination"] = "gin"
-    rank: int = 128
-    num_layers: int = 1
-    per_head: bool = False
-    mixes_heads: bool = False
-    mlp: bool = True
-    mlp_norm: Literal["layer", "none"] = "layer"
-    mlp_ratio: float | int = 1.0
-    one_plus: bool = False
-    weighted_edges: bool = True
-    normalises_degree: bool = False
-    aggregators: list[Literal["mean", "min", "max", "std"]] = field(
-        default_factory=lambda: ["mean", "min", "max", "std"]
-    )
-    scalers: list[Literal["identity", "amplification", "attenuation"]] = field(
-        default_factory=lambda: ["identity", "amplification", "attenuation"]
-    )
-    log_degree: float | int = 2.5
-    towers: int = 1
-    activation: Literal["relu", "gelu", "silu", "tanh", "prelu"] = "relu"
-    dropout: float | int = 0.1
-    residual: bool = True
-    normalises: bool = True
-    matches_scale: bool = False
-    reads: Literal["residual", "normed_input"] = "residual"
-    storage: Literal["auto", "dense", "sparse"] = "auto"
-    scale_first: float | int = 0.0
-    scale_last: float | int = 0.5
-
-    def validate_ranges(self) -> None:
-        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        _check_count(self, "rank", "num_layers", "towers")
-        _check_positive(self, "mlp_ratio", "log_degree")
-        _check_share("dropout", self.dropout)
-        for name in ("scale_first", "scale_last"):
-            if not isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` must be finite, got {getattr(self, name)}.")
-        for name in ("aggregators", "scalers"):
-            chosen = getattr(self, name)
-            if not chosen or len(set(chosen)) < len(chosen):
-                raise ValueError(f"`{name}` must name at least one, and each once, got {chosen}.")
-
-    def validate_combination(self) -> None:
-        """Refuse options that would not act together."""
-        if self.mixes_heads and not self.per_head:
-            raise ValueError("`mixes_heads` joins the networks of `per_head=True`, got `per_head=False`.")
-        if self.layer == "pna" and self.rank % self.towers:
-            raise ValueError(f"`rank` must be a multiple of `towers`, got {self.rank} and {self.towers}.")
-
-
-@strict
-@dataclass
-class LatentConfig:
-    """Latents that stand for groups of tokens, on one or more scales.
-
-    Args:
-        tokens_per_latent: size of the groups, a level for each.
-        num_layers: of attention among a level's latents. With "cg_interpolate" the last is an attention map only.
-        skip: whether the attention's input is added to its output.
-        projects: whether each level has its own output map; otherwise all share one.
-        mix: share of the stock attention in "cg_interpolate" at the beginning; trainable, one number per level.
-    """
-
-    tokens_per_latent: list[int] = field(default_factory=lambda: [32, 64, 256])
-    num_layers: int = 1
-    skip: bool = False
-    projects: bool = True
-    mix: float | int = 0.5
-
-    def validate_ranges(self) -> None:
-        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        sizes = self.tokens_per_latent
-        if not sizes or min(sizes) < 2 or len(set(sizes)) != len(sizes):
-            raise ValueError(f"`tokens_per_latent` must name different sizes of at least 2, got {sizes}.")
-        if self.num_layers < 1:
-            raise ValueError(f"`num_layers` must be at least 1, got {self.num_layers}.")
-        if not 0 < self.mix < 1:
-            raise ValueError(f"`mix` must lie in (0, 1), got {self.mix}.")
 
 
 @strict
@@ -331,19 +94,19 @@ class GNNConfig:
     block_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
-        self.edges = _read(EdgeTransformConfig, "edges", {} if self.edges is None else self.edges)
-        self.adjacency = _read(AdjacencyConfig, "adjacency", {} if self.adjacency is None else self.adjacency)
+        self.edges = read_options(EdgeTransformConfig, "edges", {} if self.edges is None else self.edges)
+        self.adjacency = read_options(AdjacencyConfig, "adjacency", {} if self.adjacency is None else self.adjacency)
         if self.latent is not None or self.attention in _LATENT:
-            self.latent = _read(LatentConfig, "latent", {} if self.latent is None else self.latent)
+            self.latent = read_options(LatentConfig, "latent", {} if self.latent is None else self.latent)
         if self.sparse is not None:
-            self.sparse = _read(SparseGraphConfig, "sparse", self.sparse)
+            self.sparse = read_options(SparseGraphConfig, "sparse", self.sparse)
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        _check_positive(self, "mlp_ratio", "scoring_width", "sharpening", "temperature", "block_bytes")
+        check_positive(self, "mlp_ratio", "scoring_width", "sharpening", "temperature", "block_bytes")
         if not isfinite(self.scale):
             raise ValueError(f"`scale` must be finite, got {self.scale}.")
-        _check_share("mlp_dropout", self.mlp_dropout)
+        check_share("mlp_dropout", self.mlp_dropout)
         layers = self.layers
         if layers is not None and (not layers or layers[0] < 0 or layers != sorted(set(layers))):
             raise ValueError(f"`layers` must name different layers from 0 on in rising order, got {self.layers}.")
@@ -355,11 +118,11 @@ class GNNConfig:
                 f"`sparse` reads the attention weights of `attention='llama'`, got `attention={self.attention!r}`."
             )
         if self.attention != "gin":
-            _check_default(self, "scores", "differential", "scale")
+            check_default(self, "scores", "differential", "scale")
         if self.attention not in ("gin", *_LATENT):
-            _check_default(self, "base_attention")
+            check_default(self, "base_attention")
         if self.attention in ("llama", *_LATENT):
-            _check_default(self, "normalisation", "aggregates")
+            check_default(self, "normalisation", "aggregates")
         if self.latent is not None and self.attention not in _LATENT:
             raise ValueError(f"`latent` acts with `attention` 'cg' or 'cg_interpolate' only, got {self.attention!r}.")
         if self.scores == "mlp" and self.differential:
@@ -420,7 +183,7 @@ class LlamaGNNConfig(LlamaConfig):
             return
         # transformers sets what `from_pretrained` is given after the config was made, so this is where it is checked.
         if name == "gnn_config":
-            value = _read(GNNConfig, name, {} if value is None else value)
+            value = read_options(GNNConfig, name, {} if value is None else value)
             _check_fits(value, self)
         super().__setattr__(name, value)
 
@@ -484,52 +247,3 @@ def _check_fits(options: Any, config: Any) -> None:
         )
     if options.layers is not None and options.layers[-1] >= count:
         raise ValueError(f"`layers` must name layers in [0, {count}), got {options.layers}.")
-
-
-def _read(of_class: type, name: str, options: Any) -> Any:
-    """Options of `of_class`, from themselves or from a dict of its fields."""
-    if isinstance(options, dict):
-        known = {each.name for each in fields(of_class)}
-        if unknown := sorted(set(options) - known):
-            raise ValueError(f"`{name}` has no field {unknown}; it has {sorted(known)}.")
-        return of_class(**options)
-    if type(options).__name__ != of_class.__name__:  # the class may be a saved folder's own copy
-        raise ValueError(
-            f"`{name}` must be of {of_class.__name__}, a dict of its fields or None, got {type(options).__name__}."
-        )
-    return options
-
-
-def _check_positive(options: Any, *names: str) -> None:
-    """Raise ValueError unless each of these fields is None, or a finite number above 0."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and not (isfinite(value) and value > 0):
-            raise ValueError(f"`{name}` must be above 0 and finite, got {value}.")
-
-
-def _check_default(options: Any, *names: str) -> None:
-    """Raise ValueError where a field was set that the chosen attention does not read."""
-    for one in fields(options):
-        if one.name in names and getattr(options, one.name) != one.default:
-            raise ValueError(
-                f"`{one.name}` is not read by `attention={options.attention!r}`: it must be {one.default!r}, got "
-                f"{getattr(options, one.name)!r}."
-            )
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"`{name}` must lie in [0, 1), got {value}.")
-
-
-def _check_count(options: Any, *names: str) -> None:
-    """Raise ValueError unless each of these fields is at least 1."""
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
-
-
-def _logit(share: float) -> float:
-    """Where the sigmoid takes the value `share`."""
-    return -inf if share <= 0 else inf if share >= 1 else log(share / (1 - share))

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.configuration.configuration_gnn import (
-    AdjacencyConfig,
-    EdgeTransformConfig,
-    GNNConfig,
-    LatentConfig,
-    LlamaGNNConfig,
-    SparseGraphConfig,
-)
+from graft.configuration.configuration_gnn import GNNConfig, LlamaGNNConfig
 from graft.configuration.configuration_query_graph import QueryGraphConfig
 from graft.configuration.configuration_retro import RetroConfig
 from graft.configuration.configuration_unlimiformer import (
@@ -24,6 +17,9 @@ from graft.configuration.configuration_unlimiformer import (
     UnlimiformerQwen3Config,
     UnlimiformerT5Config,
 )
+from graft.configuration.graph_edges_config import AdjacencyConfig, EdgeTransformConfig
+from graft.configuration.latent_config import LatentConfig
+from graft.configuration.sparse_graph_config import SparseGraphConfig
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.retro.retrofit_config import RetroFitConfig
 from graft.trainer.arguments import AdapterArguments, DataArguments, GraphArguments, ModelArguments, RunConfiguration

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from ...configuration.configuration_gnn import AdjacencyConfig
+from ...configuration.graph_edges_config import AdjacencyConfig
 
 
 def combine_heads(weights: Tensor, options: AdjacencyConfig, per_head: bool) -> Tensor:

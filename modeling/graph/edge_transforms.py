@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...configuration.configuration_gnn import EdgeTransformConfig
+from ...configuration.graph_edges_config import EdgeTransformConfig
 
 _SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,

@@ -7,7 +7,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from peft import PeftConfig
 
-from ...configuration.configuration_gnn import AdjacencyConfig, GNNConfig, SparseGraphConfig
+from ...configuration.configuration_gnn import GNNConfig
+from ...configuration.graph_edges_config import AdjacencyConfig
+from ...configuration.sparse_graph_config import SparseGraphConfig
 
 PEFT_TYPE = "SPARSE_GIN"
 

@@ -6,7 +6,8 @@ from torch.nn import functional
 from transformers import initialization as init
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ...configuration.configuration_gnn import GNNConfig, SparseGraphConfig
+from ...configuration.configuration_gnn import GNNConfig
+from ...configuration.sparse_graph_config import SparseGraphConfig
 from .adjacency import AttentionAdjacency
 from .attention_edges import ScoredPairs, attend_with_edges, attention_edges
 from .edge_storage import Edges

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ...configuration.configuration_gnn import SparseGraphConfig
+from ...configuration.sparse_graph_config import SparseGraphConfig
 from .edge_storage import Edges
 from .grouped_maps import GroupedLinear, make_linear
 from .visible_rows import in_row_blocks

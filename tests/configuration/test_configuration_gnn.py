@@ -7,14 +7,10 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig
 
-from graft.configuration.configuration_gnn import (
-    AdjacencyConfig,
-    EdgeTransformConfig,
-    GNNConfig,
-    LatentConfig,
-    LlamaGNNConfig,
-    SparseGraphConfig,
-)
+from graft.configuration.configuration_gnn import GNNConfig, LlamaGNNConfig
+from graft.configuration.graph_edges_config import AdjacencyConfig, EdgeTransformConfig
+from graft.configuration.latent_config import LatentConfig
+from graft.configuration.sparse_graph_config import SparseGraphConfig
 
 REFUSED = (ValueError, TypeError, StrictDataclassError)
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 40}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.configuration.configuration_gnn import AdjacencyConfig
+from graft.configuration.graph_edges_config import AdjacencyConfig
 from graft.modeling.graph.adjacency import AttentionAdjacency, bound_on_edges
 from graft.modeling.graph.attention_edges import ScoredPairs, attend_with_edges, attention_edges
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.configuration.configuration_gnn import EdgeTransformConfig
+from graft.configuration.graph_edges_config import EdgeTransformConfig
 from graft.modeling.graph.edge_transforms import EdgeTransform, edge_weights, top_k_of_row
 
 

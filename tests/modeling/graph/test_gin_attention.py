@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
-from graft.configuration.configuration_gnn import EdgeTransformConfig, LlamaGNNConfig
+from graft.configuration.configuration_gnn import LlamaGNNConfig
+from graft.configuration.graph_edges_config import EdgeTransformConfig
 from graft.modeling.graph.edge_transforms import edge_weights
 from graft.modeling.graph.gin_attention import gin_class, sum_over_edges
 from graft.modeling.graph.per_head_mlp import PerHeadMLP

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from graft.configuration.configuration_gnn import GNNConfig, SparseGraphConfig
+from graft.configuration.configuration_gnn import GNNConfig
+from graft.configuration.sparse_graph_config import SparseGraphConfig
 from graft.modeling.graph.edge_storage import DenseEdges, SparseEdges, largest_edges
 from graft.modeling.graph.node_cache import NodeCacheLayer
 from graft.modeling.graph.sparse_graph_layers import (
