@@ -53,7 +53,7 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy -p graft -p diablogpt_pytorch
 
-# The site, in site/: open site/index.html, or for the search too: python3 -m http.server --directory site
+# The site: open site/index.html. Nothing in it is fetched, and its search works from the disk too.
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --quiet --strict
 
