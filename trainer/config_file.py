@@ -58,8 +58,9 @@ def _hints(block: str) -> dict[str, Any]:
         return {name: Any for name in GenerationConfig().to_dict() if name != "transformers_version"}
     stock = get_type_hints(Seq2SeqTrainingArguments)
     names = [field.name for field in fields(Seq2SeqTrainingArguments) if field.name not in _NOT_FOR_TRAINING]
-    stopping = {"early_stopping_patience": int | None, "early_stopping_threshold": float}
-    return {name: stock[name] for name in names} | stopping
+    ours = {"early_stopping_patience": int | None, "early_stopping_threshold": float}
+    ours["fsdp"] = bool | str | None  # its annotation lacks the true that its documentation asks for
+    return {name: stock[name] for name in names} | ours
 
 
 @cache

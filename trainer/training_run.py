@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import tempfile
 import threading
 import time
@@ -52,6 +53,7 @@ from graft.trainer.packed_rows import check_reads_packed_rows
 from graft.trainer.resuming import train_or_go_on
 from graft.trainer.run_plan import plan_of
 from graft.trainer.run_record import record_before, run_record, write_record
+from graft.trainer.trackers import prepare_trackers
 from graft.trainer.trainer import GraftSeq2SeqTrainer
 
 logger = logging.getLogger(__name__)
@@ -156,13 +158,22 @@ def training_arguments(configuration: RunConfiguration) -> Seq2SeqTrainingArgume
         given |= {switch: bool(files or data.dataset) for switch, files in switches.items()}
     given.setdefault("include_num_input_tokens_seen", "non_padding")
     given.setdefault("logging_steps", 10)
+    given.setdefault("run_name", Path(given["output_dir"]).name)
     if "enable_jit_checkpoint" in {field.name for field in fields(Seq2SeqTrainingArguments)}:
         in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere signals have no handlers
         given.setdefault("enable_jit_checkpoint", bool(given.get("do_train")) and in_main_thread)
     try:
-        return Seq2SeqTrainingArguments(**given)
+        args = Seq2SeqTrainingArguments(**given)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"Block `training`: {' '.join(str(error).split())}") from error
+    shards = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if shards and args.device.type == "cpu":  # accelerate would copy the model to each process and say nothing
+        raise ConfigurationError(
+            "`training.fsdp`, or a file of accelerate with FSDP, shards over GPUs only, and this process has none: "
+            "leave it out; processes of a CPU each hold the whole model."
+        )
+    prepare_trackers([args.report_to] if isinstance(args.report_to, str) else args.report_to or [])
+    return args
 
 
 def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, flags: RunFlags) -> Prepared:
