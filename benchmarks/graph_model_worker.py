@@ -40,9 +40,11 @@ VARIANTS = {
     "pna_vector": {"use_GNN_from_attention": "LlamaAttentionPNA_LM", "attention_GIN_MLP_multiplier": 1},
     "cg": {"use_GNN_from_attention": "CG_Attention"},
     "sparse": SPARSE,
+    "sparse one pass": SPARSE,
     "sparse per head": SPARSE | {"gnn_mode": "per_head", "hidden_dim": 16},
 }
-IS_ADAPTER = ("sparse", "sparse per head")  # the original trains the network alone, beside a frozen base
+# The original trains the network alone, beside a frozen base.
+IS_ADAPTER = ("sparse", "sparse one pass", "sparse per head")
 
 
 def sizes(arguments: argparse.Namespace) -> dict[str, object]:
@@ -69,8 +71,9 @@ def make_ours(arguments: argparse.Namespace):
     from graft.compat.xgpt import GNNConfig
 
     options = VARIANTS[arguments.variant] | {"max_position_embeddings": arguments.tokens}
-    config = LlamaGNNConfig(**sizes(arguments), gnn_config=GNNConfig(**options))
-    return LlamaForCausalLMWithGNN(config)
+    graph = GNNConfig(**options)
+    graph.shares_scores = arguments.variant == "sparse one pass"
+    return LlamaForCausalLMWithGNN(LlamaGNNConfig(**sizes(arguments), gnn_config=graph))
 
 
 def make_stock(arguments: argparse.Namespace):

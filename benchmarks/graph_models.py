@@ -64,7 +64,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--tokens", nargs="+", type=int, default=[256, 1024, 4096])
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a batch, if a row is shorter")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="0: peaks of memory alone")
     parser.add_argument("--original", type=Path, help="folder that holds the original's package xgpt")
     parser.add_argument("--original-python", default="python", help="python of its environment")
     arguments = parser.parse_args(argv)

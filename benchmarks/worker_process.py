@@ -78,12 +78,10 @@ def measured(
     """Figures of each system: medians, quartiles of its ratio to ours in the same round, peak of the last pass.
 
     The ratio of processor time, of all threads, stands beside that of wall time: what others do on the machine is not
-    in it.
+    in it. Without rounds, the peaks alone.
     """
-    figures: dict[str, dict[str, Any]] = {system: {} for system in workers}
-    for system, worker in workers.items():
-        figures[system]["peak MB"] = worker.ask(f"peak {names[-1]}")["peak MB"]  # also the warm-up
-    for name in names:
+    figures = {system: worker.ask(f"peak {names[-1]}") for system, worker in workers.items()}  # also the warm-up
+    for name in names if rounds else ():
         times: dict[str, list[dict[str, float]]] = {system: [] for system in workers}
         for _ in range(rounds):
             for system, worker in workers.items():
@@ -102,8 +100,8 @@ def measured(
 def text_of(figures: Mapping[str, Any], names: Sequence[str] = PASSES) -> str:
     """Times and ratios of one system, for the reader."""
     parts = []
-    for name in names:
+    for name in names if f"{names[0]} ms" in figures else ():
         quartiles = figures[f"{name} / ours"]
         spread = f"[{quartiles['low']:.2f}, {quartiles['high']:.2f}]"
         parts.append(f"{name} {figures[f'{name} ms']:9.1f} ms x{quartiles['median']:5.2f} {spread:14}")
-    return " ".join(parts) + f" {figures['peak MB']:8.1f} MB"
+    return " ".join([*parts, f"{figures['peak MB']:8.1f} MB"])
