@@ -16,7 +16,9 @@ from graft.configuration.configuration_gnn import GNNConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 
 Task = Literal["seq2seq", "causal"]
-View = Literal["full", "truncated", "context"]
+View = Literal["full", "truncated", "context", "chunked"]
+LIKELIHOOD_VIEWS: tuple[View, ...] = ("chunked",)
+"""Views in which the target's likelihood is all there is: it belongs to the document, so a chunk generates nothing."""
 TrainView = Literal["truncated", "chunked", "oracle", "oracle_and_truncated"]
 
 
@@ -100,7 +102,8 @@ class DataArguments:
         capture_raw_text: write the chunks' texts to `chunks.parquet`, for `graft-knowledge-graph`.
         packing: training rows of a decoder share rows of as many tokens as one may have, so that less is padding.
         eval_views: how the evaluated documents are read: "full" with memory, "truncated" as the base model sees them,
-            "context" whole and without memory. None: "full" if there is a memory, else "truncated".
+            "context" whole and without memory, "chunked" in rows as the training view's, for the likelihood of the
+            target alone: nothing is generated. None: "full" if there is a memory, else "truncated".
         scored_tokens: causal text without a target: how many last tokens of a document are scored.
         on_too_long: what happens to sources longer than the limit: "truncate", "skip" or "error".
         on_empty_target: what happens to rows without a target text: "error" or "skip".

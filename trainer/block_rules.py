@@ -10,7 +10,7 @@ from huggingface_hub import get_token
 from transformers import GenerationConfig
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
-from graft.trainer.arguments import RunConfiguration
+from graft.trainer.arguments import LIKELIHOOD_VIEWS, RunConfiguration
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.graph_adapter import graph_adapter_config
 from graft.trainer.metrics import METRIC_VALUES, TOKEN_METRICS, metric_named
@@ -35,9 +35,13 @@ def text_metrics(configuration: RunConfiguration) -> list[str]:
 
 def available_metric_names(configuration: RunConfiguration) -> list[str]:
     """What an evaluation of this run will report, such as "eval_full_rougeL", for `metric_for_best_model`."""
-    values = ["loss", "perplexity"] + ([] if has_target(configuration) else ["bits_per_byte"])
-    values += [value for name in text_metrics(configuration) for value in METRIC_VALUES[name]]
-    return [f"eval_{view}_{value}" for view in configuration.data.eval_views or [] for value in values]
+    likely = ["loss", "perplexity"] + ([] if has_target(configuration) else ["bits_per_byte"])
+    of_texts = [value for name in text_metrics(configuration) for value in METRIC_VALUES[name]]
+    return [
+        f"eval_{view}_{value}"
+        for view in configuration.data.eval_views or []
+        for value in (likely if view in LIKELIHOOD_VIEWS else [*likely, *of_texts])
+    ]
 
 
 def check_blocks(configuration: RunConfiguration) -> None:
@@ -108,22 +112,27 @@ def _check_data(configuration: RunConfiguration) -> None:
 
 def _check_chunks(configuration: RunConfiguration) -> None:
     data = configuration.data
-    if data.train_view == "chunked":
-        if data.max_source_length is not None:
-            raise ConfigurationError(
-                "`data.max_source_length` cuts sources off, but `data.train_view` 'chunked' trains on all of each: "
-                "set `data.chunk_size` instead."
-            )
-        if data.messages_column is not None:
-            raise ConfigurationError(
-                "`data.train_view` 'chunked' cuts texts, not chats: leave `data.messages_column` out."
-            )
-        return
-    defaults = {"chunk_size": None, "chunk_overlap": 0, "min_chunk_tokens": 10, "capture_raw_text": False}
-    if given := [name for name, default in defaults.items() if getattr(data, name) != default]:
+    trains, evaluates = data.train_view == "chunked", "chunked" in (data.eval_views or [])
+    if trains and data.max_source_length is not None:
         raise ConfigurationError(
-            f"`data.{given[0]}` would do nothing: it is for `data.train_view` 'chunked', got {data.train_view!r}."
+            "`data.max_source_length` cuts sources off, but `data.train_view` 'chunked' trains on all of each: "
+            "set `data.chunk_size` instead."
         )
+    if data.messages_column is not None and (trains or evaluates):
+        name = "train_view" if trains else "eval_views"
+        raise ConfigurationError(f"`data.{name}` 'chunked' cuts texts, not chats: leave `data.messages_column` out.")
+    if evaluates and data.target_column is None:
+        raise ConfigurationError(
+            "`data.eval_views` 'chunked' scores the target behind each chunk, but `data.target_column` is null: text "
+            "is scored in the views 'truncated', 'full' and 'context'."
+        )
+    defaults = {"chunk_size": None, "chunk_overlap": 0, "min_chunk_tokens": 10, "capture_raw_text": False}
+    acting = {"capture_raw_text": trains}
+    for name, default in defaults.items():
+        if getattr(data, name) != default and not acting.get(name, trains or evaluates):
+            raise ConfigurationError(
+                f"`data.{name}` would do nothing: it is for `data.train_view` 'chunked', got {data.train_view!r}."
+            )
 
 
 def _check_oracle(configuration: RunConfiguration) -> None:

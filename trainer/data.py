@@ -271,21 +271,36 @@ def _chunked_training(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
 ) -> Dataset:
     data = configuration.data
-    limit = _training_limit(configuration, max_positions, data.max_target_length)
+    standard = _standard(rows, configuration, "train")
+    return _in_chunks(
+        standard, tokenizer, configuration, max_positions, (data.max_target_length, data.capture_raw_text)
+    )
+
+
+def _in_chunks(
+    standard: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    configuration: RunConfiguration,
+    max_positions: int | None,
+    kept: tuple[int, bool],
+) -> Dataset:
+    """Every document as rows of `data.chunk_size` tokens; `kept`: tokens of a target, whether texts are captured."""
+    data, (target_limit, capture_raw_text) = configuration.data, kept
+    limit = _training_limit(configuration, max_positions, target_limit)
     chunk_size = data.chunk_size if data.chunk_size is not None else limit
     if chunk_size is None:
         raise ConfigurationError("`data.chunk_size` is null and the model names no length that it was trained on.")
     if limit is not None and chunk_size > limit:
         raise ConfigurationError(f"`data.chunk_size` {chunk_size} exceeds the {limit} tokens that the model can read.")
-    rules = ChunkRules(chunk_size, data.chunk_overlap, data.min_chunk_tokens, data.capture_raw_text)
-    settings = ChunkedSettings(_settings(configuration, None, data.max_target_length, "chunked"), rules)
+    rules = ChunkRules(chunk_size, data.chunk_overlap, data.min_chunk_tokens, capture_raw_text)
+    settings = ChunkedSettings(_settings(configuration, None, target_limit, "chunked"), rules)
     if configuration.model.task == "seq2seq":
         function = chunked_seq2seq_rows
     else:
         function = chunked_causal_rows if has_target(configuration) else chunked_text_rows
-    chunked = _tokenised(_standard(rows, configuration, "train"), function, tokenizer, settings, data)
+    chunked = _tokenised(standard, function, tokenizer, settings, data)
     if cut := int(np.asarray(chunked["truncated"], dtype=bool).sum()):
-        logger.info("train: %d documents lost a tail of fewer than %d tokens.", cut, data.min_chunk_tokens)
+        logger.info("%d documents lost a tail of fewer than %d tokens.", cut, data.min_chunk_tokens)
     return chunked
 
 
@@ -355,7 +370,8 @@ def prepare_evaluation(
 
     All have input_ids, attention_mask, id, source_tokens, truncated, length; with targets also labels and references.
     Causal rows have prompt_ids (with a target) or scored_bytes (without), and in the view "full" memory_ids, which may
-    be empty. The scored tokens are the same in every view. "context" leaves out rows of more than `max_positions`.
+    be empty. The scored tokens are the same in every view. "context" leaves out rows of more than `max_positions`. In
+    the view "chunked" a document has several rows, which also say document_id, chunk_index and chunk_count.
 
     Raises:
         ConfigurationError: a missing column, an empty source or reference, a limit that leaves no room, no row left.
@@ -364,6 +380,8 @@ def prepare_evaluation(
     target_limit = data.eval_max_target_length or data.max_target_length
     limit = data.eval_max_source_length
     standard = _standard(rows, configuration, split)
+    if view == "chunked":
+        return _in_chunks(standard, tokenizer, configuration, max_positions, (target_limit, False))
     if causal and not has_target(configuration):
         function = tokenisation.text_evaluation_rows
         if not tokenizer.is_fast:

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.hub import PushInProgress
 
 from graft.trainer.abilities import Ability, Part, Read, ReadsInTraining, base_model, plain_reading, read_plainly
+from graft.trainer.arguments import LIKELIHOOD_VIEWS
 from graft.trainer.evaluation import Evaluation
 from graft.trainer.metrics import Metric
 from graft.trainer.model_card import facts_of_trainer, write_model_card
@@ -85,6 +86,10 @@ class GraftTrainerMixin(_Base):
     @property
     def _encoder_decoder(self) -> bool:
         return bool(getattr(base_model(self.model).config, "is_encoder_decoder", False))
+
+    @property
+    def _generates(self) -> bool:
+        return getattr(self.args, "predict_with_generate", False) and self._view not in LIKELIHOOD_VIEWS
 
     # Batches ---------------------------------------------------------------------------------------------------------
 
@@ -250,7 +255,7 @@ class GraftTrainerMixin(_Base):
             for part in self._reading[0](inputs):
                 if part.labels is not None:
                     losses.append((part.rows, self._part_losses(model, part)))
-                if getattr(self.args, "predict_with_generate", False) and part.prompt_inputs is not None:
+                if self._generates and part.prompt_inputs is not None:
                     generated.append((part.rows, self._generate(part)))
         columns = {}
         if losses:

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from graft.trainer.abilities import Ability, MemoryAbility
-from graft.trainer.arguments import RunConfiguration
+from graft.trainer.arguments import LIKELIHOOD_VIEWS, RunConfiguration
 from graft.trainer.block_rules import has_target
 from graft.trainer.callbacks import GenerationSamples, LossCurve, Throughput, output_folder
 from graft.trainer.checkpoints import check_output_dir
@@ -358,10 +358,11 @@ def _evaluate(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, flo
 
 
 def _predict(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, float]:
-    """The test rows in the first view; targets, where there are some, are scored."""
+    """The test rows in the first view that generates; targets, where there are some, are scored."""
     if not prepared.args.do_predict:
         return {}
-    view = (prepared.configuration.data.eval_views or ["truncated"])[0]
+    views = prepared.configuration.data.eval_views or []
+    view = next((each for each in views if each not in LIKELIHOOD_VIEWS), "truncated")
     positions = getattr(prepared.config, "max_position_embeddings", None)
     with prepared.args.main_process_first(desc="tokenising"):
         rows = prepare_evaluation(

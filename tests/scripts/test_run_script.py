@@ -144,6 +144,18 @@ def test_a_wrong_graph_adapter_is_one_error(make_run, tmp_path, capsys, task, op
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+def test_chunks_are_scored_and_generate_nothing(make_run, tmp_path):
+    config = str(make_run("causal", do_train=True, do_eval=True, do_predict=True, eval_strategy="no"))
+    views = ["--data.eval_views", "chunked", "truncated", "--data.chunk_size", "20"]
+    assert main([config, *views]) == 0
+    results = json.loads((tmp_path / "out" / "run.json").read_text())["results"]
+    assert {"eval_chunked_loss", "eval_truncated_loss", "eval_truncated_rouge1", "test_rouge1"} <= results.keys()
+    assert "eval_chunked_rouge1" not in results
+    lines = (tmp_path / "out" / "predictions" / "eval_chunked-step-000004.jsonl").read_text().splitlines()
+    assert len(lines) > 5
+    assert {json.loads(line)["prediction"] for line in lines} == {None}
+
+
 def test_a_packed_run_takes_the_step_of_its_rows_one_by_one(make_run, tmp_path, losses_of):
     sizes = {"per_device_train_batch_size": 24, "max_steps": 2, "optim": "sgd", "learning_rate": 0.1}
     config = str(make_run("causal", **sizes, do_train=True, eval_strategy="no", save_strategy="no"))

@@ -90,12 +90,14 @@ def test_an_adapter_is_not_published_with_a_temporary_folder_as_its_base(blocks,
 
 def test_the_names_for_the_best_model_follow_views_and_metrics(blocks):
     with_metrics = changed(
-        blocks, training=GENERATES, memory={}, metrics=["f1"], data={"eval_views": ["full", "context"]}
+        blocks, training=GENERATES, memory={}, metrics=["f1"], data={"eval_views": ["full", "chunked", "context"]}
     )
     assert available_metric_names(from_dict(with_metrics)) == [
         "eval_full_loss",
         "eval_full_perplexity",
         "eval_full_f1",
+        "eval_chunked_loss",
+        "eval_chunked_perplexity",
         "eval_context_loss",
         "eval_context_perplexity",
         "eval_context_f1",

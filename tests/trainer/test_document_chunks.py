@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from graft.trainer.block_rules import check_blocks
 from graft.trainer.config_file import from_dict
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.data import prepare_training, row_counts
+from graft.trainer.data import prepare_evaluation, prepare_training, row_counts
 from graft.trainer.document_chunks import TEXT_COLUMNS, chunk_dataset, chunk_spans, keep_chunk_texts
 
 KINDS = ["byte_level", "unigram", "word_piece"]
@@ -244,3 +244,27 @@ def test_chunks_beyond_the_trained_length_are_refused(raw, byte_tokenizer, confi
 def test_options_that_contradict_the_view_are_refused(blocks, data, message):
     with pytest.raises(ConfigurationError, match=message):
         check_blocks(from_dict(blocks | {"data": blocks["data"] | data}))
+
+
+@pytest.mark.parametrize("task", ["seq2seq", "causal"])
+def test_documents_are_evaluated_in_the_chunks_they_are_learnt_in(byte_tokenizer, configure, task):
+    text = "The cat reads a long text, then answers. " * 5
+    raw = Dataset.from_list([{"source": text, "target": ["an answer", "other"]}, {"source": "short", "target": ["b"]}])
+    options = {"chunk_size": 30, "chunk_overlap": 4, "max_target_length": 12}
+    learnt = prepare_training(raw, byte_tokenizer, configure(task, train_view="chunked", **options), 64)
+    configuration = configure(task, eval_views=["chunked"], **options)
+    rows = prepare_evaluation(raw, byte_tokenizer, configuration, "chunked", 64)
+    assert len(rows) > 2
+    for name in learnt.column_names:
+        assert list(rows[name]) == list(learnt[name])
+    assert list(rows["references"])[0] == ["an answer", "other"]
+    assert "prompt_ids" not in rows.column_names
+
+
+def test_chunks_without_a_target_to_score_are_refused(configure):
+    with pytest.raises(ConfigurationError, match="`data.eval_views` 'chunked' scores the target behind each chunk"):
+        configure("causal", eval_views=["chunked"], target_column=None)
+    with pytest.raises(ConfigurationError, match="`data.eval_views` 'chunked' cuts texts, not chats"):
+        configure("causal", eval_views=["chunked"], messages_column="messages")
+    with pytest.raises(ConfigurationError, match="`data.capture_raw_text` would do nothing"):
+        configure(eval_views=["chunked"], capture_raw_text=True)
