@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from measuring import in_turn, keep, machine, ratio
+from measuring import in_turn, keep, machine, memory_kilobytes, ratio
 
 from graft import LlamaForCausalLMWithGNN, LlamaGNNConfig
 
@@ -72,11 +72,6 @@ def check(model):
         one, two = model.eval()(ids).logits, model(other).logits
     if not torch.equal(one[:, :30], two[:, :30]) or torch.equal(one[:, 30:], two[:, 30:]):
         raise AssertionError("A later token changed an earlier logit, or none.")
-
-
-def memory_kilobytes(name):
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def run_alone(arguments):

@@ -51,6 +51,12 @@ def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
     return {"low": round(low, 3), "median": round(middle, 3), "high": round(high, 3)}
 
 
+def memory_kilobytes(name: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process; `getrusage` would begin with the parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
 def read_limit(rounds: int = 5) -> float:
     """Bytes per second at which torch reads memory: the sum of 256 MB."""
     block = torch.ones(64 * 2**20)

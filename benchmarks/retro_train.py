@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from measuring import in_turn, keep, machine, ratio
+from measuring import in_turn, keep, machine, memory_kilobytes, ratio
 from retro_models import CHUNK, NEIGHBOURS, SHAPES, VOCABULARY, original_model, our_model
 
 from graft.trainer.retro_trainer import decayed_parameters
@@ -106,12 +106,6 @@ def peak_megabytes(arguments, name):
     command += ["--original", str(arguments.original)] if arguments.original else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
-
-
-def memory_kilobytes(name):
-    """VmRSS (now) or VmHWM (peak) of this process; `getrusage` would begin with the parent's."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def run_alone(arguments):

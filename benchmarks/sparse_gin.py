@@ -13,10 +13,9 @@ import argparse
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
-from measuring import in_turn, keep, machine, ratio
+from measuring import in_turn, keep, machine, memory_kilobytes, ratio
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -131,11 +130,6 @@ def edges_per_row(arguments, system):
         del update.edges
     joined = torch.cat([count.flatten() for count in counts])
     return {"mean": round(float(joined.float().mean()), 1), "most": int(joined.max())}
-
-
-def memory_kilobytes(name):
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def run_alone(arguments):
