@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import graft
+from graft.configuration.configuration_retro import RetroConfig
 from graft.trainer.arguments import AdapterArguments, DataArguments, ModelArguments
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +140,7 @@ def test_options_that_share_a_line_of_a_docstring_get_one_each():
     pytest.importorskip("griffe")
     text = "Args:\n    one, two: a text\n        of two lines.\n    three: a, b: c.\n\nRaises:\n    A, B: never."
     one_each = text.replace("one, two:", "one:").replace("lines.\n", "lines.\n    two: as `one`.\n")
-    assert of_docs("shared_arguments").one_line_each(text) == one_each
+    assert of_docs("griffe_options").one_line_each(text) == one_each
 
 
 def test_a_figure_of_the_readme_stands_with_the_same_words_on_the_page_of_figures():
@@ -180,3 +181,9 @@ def test_the_site_builds_strictly_loads_nothing_from_elsewhere_and_tells_every_f
     for block in (ModelArguments, DataArguments, AdapterArguments):
         for field in fields(block):
             assert re.search(rf"<td>\s*<code>{field.name}</code>", training), f"{block.__name__}.{field.name}"
+    retrieval = (tmp_path / "site" / "reference" / "retrieval.html").read_text(encoding="utf-8")
+    row = re.search(
+        r"<code>num_neighbours</code>(.*?)</tr>", retrieval.partition('id="graft.RetroConfig"')[2], re.DOTALL
+    )
+    assert ">int</span></code>" in row[1]
+    assert f"<code>{RetroConfig().num_neighbours}</code>" in row[1]
