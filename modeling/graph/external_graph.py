@@ -6,7 +6,7 @@ a keyword that every attention is given. Nothing of it stays on the model.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -17,6 +17,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from ..cache_layers import CacheLayerWrapper, innermost, wrappers_of
 from ..transformers_compat import CACHE_ARGUMENT, cache_argument, cache_of, take_cache
 from .edge_storage import Edges, SparseEdges
+from .llama_heads import join_heads, split_heads
 
 KEYWORD = "graft_external_graph"
 """The keyword of the model in which a forward pass carries what its rows read."""
@@ -74,19 +75,34 @@ class ExternalGraph(ABC):
             model.generate(input_ids, **graph.inputs(model), max_new_tokens=50)
 
         Args:
-            model: one with a sparse-GIN adapter.
+            model: one with a sparse-GIN adapter, or a LlamaForCausalLMWithGNN whose `sparse` network adds up edges.
             cache: one to use, fresh or of earlier tokens; by default a new dynamic one.
 
         Raises:
             ValueError: nothing in `model` reads graphs.
         """
-        hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
-        if not any(isinstance(hook, ExternalGraphHook) for hook in hooks):
+        reader = next(graph_readers(model), None)
+        if reader is None:
             raise ValueError("`model` reads no graph: give it an adapter with `SparseGINConfig` first.")
         config: Any = model.config
         cache = DynamicCache(config=config) if cache is None else cache
-        hold_graph(cache, self)
+        reader.hold_graph(cache, self)
         return cache_argument(cache)
+
+
+class GraphReader(Protocol):
+    """What reads graphs in a model: one of its modules, or a pre-hook of one."""
+
+    def hold_graph(self, cache: Cache, graph: ExternalGraph) -> None:
+        """Let `cache` hold `graph` where this reader looks for it: a saved folder has its own copy of this file."""
+
+
+def graph_readers(model: nn.Module) -> Iterator[GraphReader]:
+    """All readers in `model`."""
+    for module in model.modules():
+        for each in (module, *module._forward_pre_hooks.values()):
+            if callable(getattr(each, "hold_graph", None)):
+                yield each  # type: ignore[misc]
 
 
 class GraphCacheLayer(CacheLayerWrapper):
@@ -158,15 +174,22 @@ class JoinedEdges:
     target: int
 
     def sum(self, sources: Tensor) -> Tensor:
-        """sum_j (w_ij + e_ij) z_j of sources z (batch, source, width)."""
-        parts = [] if self.external is None else [self.external.messages(sources)]
+        """sum_j (w_ij + e_ij) z_j of sources z (batch, source, width), with heads behind `batch` if there are."""
+        parts = [] if self.external is None else [_messages_to_heads(self.external, sources)]
         if self.attention is not None:
             edges = self.attention
             keys = edges.source if isinstance(edges, SparseEdges) else edges.weight.shape[-1]
-            parts.append(edges.sum(sources[:, sources.shape[1] - keys :]))
+            parts.append(edges.sum(sources[..., sources.shape[-2] - keys :, :]))
         if not parts:
-            return sources.new_zeros(sources.shape[0], self.target, sources.shape[2])
+            return sources.new_zeros(*sources.shape[:-2], self.target, sources.shape[-1])
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _messages_to_heads(external: Messages, sources: Tensor) -> Tensor:
+    """All heads read one graph, so that they are one width to it."""
+    if sources.dim() == 3:
+        return external.messages(sources)
+    return split_heads(external.messages(join_heads(sources)), sources.shape[-1])
 
 
 class ExternalGraphHook:
@@ -191,14 +214,37 @@ class ExternalGraphHook:
         """
         if not self.is_active():
             return None
-        kwargs = dict(kwargs)
-        graph = kwargs.pop("graph", None)
-        if graph is not None and not isinstance(graph, ExternalGraph):
-            raise TypeError(f"`graph` must be a TokenEdges or a ChunkGraph, got {type(graph).__name__}.")
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        if graph is not None or held_graph(cache_of(given)) is not None:
-            kwargs[KEYWORD] = _begin(model, graph, given, kwargs)
-        return args, kwargs
+        return args, take_graph(model, dict(zip(self.names, args, strict=False)), kwargs)
+
+    def hold_graph(self, cache: Cache, graph: ExternalGraph) -> None:
+        """As GraphReader's."""
+        hold_graph(cache, graph)
+
+
+def take_graph(model: PreTrainedModel, named: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` with what this pass reads under KEYWORD, in the place of `graph` there or of the graph in the cache.
+
+    Args:
+        named: other arguments of the model, by name.
+        kwargs: its keywords; not changed.
+
+    Raises:
+        TypeError, ValueError: `graph` is none, or not one of this input.
+    """
+    kwargs = dict(kwargs)
+    graph = kwargs.pop("graph", None)
+    if graph is not None and not all(hasattr(graph, part) for part in ("batch", "check_length", "over")):
+        raise TypeError(f"`graph` must be a TokenEdges or a ChunkGraph, got {type(graph).__name__}.")
+    given = named | kwargs
+    if graph is not None or held_graph(cache_of(given)) is not None:
+        kwargs[KEYWORD] = _begin(model, graph, given, kwargs)
+    return kwargs
+
+
+def refuse_to_generate(kwargs: dict[str, Any]) -> None:
+    """Raise ValueError if `graph` is among the keywords of `generate`."""
+    if "graph" in kwargs:
+        raise ValueError("`generate` takes no `graph`, which has to be in the cache: pass **graph.inputs(model).")
 
 
 def _begin(

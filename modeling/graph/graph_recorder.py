@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..transformers_compat import cache_of
 from .attention_graphs import AttentionGraph, CallOfAttention, graph_of_call, rows_of_edges
 from .edge_storage import Edges
+from .external_graph import JoinedEdges
 from .graph_pages import draw_adjacency, write_graph_page
 from .graph_parameters import graph_parameters
 from .recorded_graph import CallGraph, GraphSums, join_rows
@@ -30,9 +31,9 @@ class GraphRecorder:
 
     The graph of a layer is what its messages run along: of `sparse`, the network's edges; of "gin" and "pna", the
     transformed weights of each head; of stock attention, also in layers that are not graph layers, the softmax.
-    Latent attention has no graph over pairs of tokens and is left out. A generation is recorded like a forward: rows
-    of later calls follow those before, a call without earlier tokens begins a new sequence. Recording makes each
-    attention's weights once more; dropout has no part in them.
+    Latent attention has no graph over pairs of tokens and is left out, as is a graph that was given with the input. A
+    generation is recorded like a forward: rows of later calls follow those before, a call without earlier tokens
+    begins a new sequence. Recording makes each attention's weights once more; dropout has no part in them.
 
     Args:
         model: a LlamaForCausalLMWithGNN, a LlamaModelWithGNN, or a plain Llama to compare with.
@@ -141,7 +142,8 @@ class GraphRecorder:
     def _connected(self, index: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Record the edges that a graph network is given."""
         if threading.get_ident() == self._thread and (graph := self._pending.pop(index, None)) is not None:
-            self._record(index, graph, args[1], args[0].device)
+            edges = args[1].attention if isinstance(args[1], JoinedEdges) else args[1]
+            self._record(index, graph, edges, args[0].device)
 
     def _record(self, index: int, graph: AttentionGraph, edges: Edges | None, device: torch.device) -> None:
         """Take in the rows of one layer's call, a block at a time; made again for gradients, it is written again."""

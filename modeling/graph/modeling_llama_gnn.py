@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers import Cache, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers import initialization as init
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -26,6 +26,7 @@ from .attention_edges import ScoredPairs
 from .cg_attention import CGAttentionInterpolate, cg_class
 from .edge_storage import Edges
 from .edge_transforms import EdgeTransform
+from .external_graph import KEYWORD, ExternalGraph, JoinedEdges, hold_graph, refuse_to_generate, take_graph
 from .gin_attention import (
     LlamaAttentionBesideGIN,
     LlamaAttentionGIN,
@@ -108,6 +109,8 @@ class LlamaDecoderLayerWithGNN(LlamaDecoderLayer):
         if self.graph is None:
             return self._fed(hidden_states, self.post_attention_layernorm(hidden_states), pairs, cache_layer)
         edges = self.graph.edges(pairs) if seen[1] is None else seen[1]
+        if (external := kwargs.get(KEYWORD)) is not None:
+            edges = JoinedEdges(edges, external, hidden_states.shape[1])
         if self.options.placement == "before_mlp":
             states = normed if self.options.sparse.reads == "normed_input" else hidden_states
             hidden_states = hidden_states + self.graph(states, edges, cache_layer)
@@ -192,19 +195,33 @@ class LlamaModelWithGNN(LlamaGNNPreTrainedModel, LlamaModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        """As LlamaModel's.
+        """As LlamaModel's; `graph`, an ExternalGraph, is one more keyword: its edges are added to those of `sparse`.
 
         Raises:
             ValueError: the padding of a row lies between its tokens, where largest values are taken or groups counted;
-                with latent attention, documents are packed into one row.
+                with latent attention, documents are packed into one row; `graph` is not one of this input, or the
+                model reads none.
+            TypeError: `graph` is none.
         """
         options = self.config.gnn_config
+        kwargs = take_graph(self, {"input_ids": input_ids, "attention_mask": attention_mask}, kwargs)
+        if KEYWORD in kwargs:
+            _refuse_graph(options)
         refuses_holes = options.attention == "pna" or options.mlp == "multi_aggregation" or options.latent is not None
         if refuses_holes and not torch.compiler.is_compiling():
             _refuse_holes(attention_mask)
             if options.latent is not None:
                 _refuse_packed(attention_mask, kwargs.get("position_ids"))
         return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
+
+    def hold_graph(self, cache: Cache, graph: ExternalGraph) -> None:
+        """As GraphReader's.
+
+        Raises:
+            ValueError: the model reads no graph.
+        """
+        _refuse_graph(self.config.gnn_config)
+        hold_graph(cache, graph)
 
 
 class LlamaForCausalLMWithGNN(SavesItsCode, LlamaGNNPreTrainedModel, LlamaForCausalLM):
@@ -222,6 +239,31 @@ class LlamaForCausalLMWithGNN(SavesItsCode, LlamaGNNPreTrainedModel, LlamaForCau
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As any model's.
+
+        Raises:
+            ValueError: `graph` is given; it has to travel in the cache.
+        """
+        refuse_to_generate(kwargs)
+        return super().generate(*args, **kwargs)
+
+
+def _refuse_graph(options: GNNConfig) -> None:
+    """Raise ValueError unless a graph from elsewhere can be added to the edges of a model with `options`."""
+    sparse = options.sparse
+    if sparse is None:
+        raise ValueError("`graph` is read by the network of `gnn_config.sparse`, which is None.")
+    if sparse.layer not in ("gin", "gcn"):
+        raise ValueError(
+            f"`graph` is added to sums over edges: `sparse.layer` must be 'gin' or 'gcn', got {sparse.layer!r}."
+        )
+    if sparse.normalises_degree or not sparse.weighted_edges:
+        raise ValueError(
+            "`graph` is added to weighted sums: it needs `sparse.normalises_degree=False` and "
+            f"`sparse.weighted_edges=True`, got {sparse.normalises_degree} and {sparse.weighted_edges}."
+        )
 
 
 def _refuse_holes(attention_mask: Tensor | None) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..attachment import Attachment
 from ..hooked_tuner import AdaptersByName, HookedTuner, register_tuner
+from .external_graph import refuse_to_generate
 from .sparse_gin_config import PEFT_TYPE, SparseGINConfig
 from .sparse_gin_layer import SparseGINAdapter, install_sparse_gin
 
@@ -43,8 +44,7 @@ class SparseGINModel(HookedTuner):
         Raises:
             ValueError: `graph` is given; it has to travel in the cache.
         """
-        if "graph" in kwargs:
-            raise ValueError("`generate` takes no `graph`, which has to be in the cache: pass **graph.inputs(model).")
+        refuse_to_generate(kwargs)
         return self.model.generate(*args, **kwargs)
 
 
