@@ -50,6 +50,12 @@ PLACES = {
 }
 """Where each family is tapped, by `model_type`."""
 
+PLACES_IN_PARALLEL = {
+    **dict.fromkeys(("cohere", "phi"), _PRE_NORM),
+    "gpt_neox": TapPlaces(attention="attention", target="post_attention_dropout"),
+}
+"""The same where the feed-forward does not read what is added: a method must be of use beside it."""
+
 PARALLEL = ("codegen", "cohere", "cohere2", "falcon", "gpt_neox", "gpt_neox_japanese", "gptj", "phi")
 """Families whose attention and feed-forward read one norm and are added together: there is nothing in between."""
 
@@ -57,8 +63,11 @@ _OPEN = threading.local()
 _NUMBERS = itertools.count()
 
 
-def tappable_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of a model that can be tapped.
+def tap_places(model: PreTrainedModel, in_parallel: bool = False) -> TapPlaces:
+    """Where the layers of a model are tapped.
+
+    Args:
+        in_parallel: whether families are taken whose feed-forward runs beside attention and reads no update.
 
     Raises:
         TypeError: `model` is no transformers model.
@@ -66,8 +75,8 @@ def tappable_layers(model: PreTrainedModel) -> nn.ModuleList:
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"`model` must be a transformers model, got {type(model).__name__}.")
-    family = model.config.model_type
-    if family not in PLACES:
+    family, places = model.config.model_type, PLACES | (PLACES_IN_PARALLEL if in_parallel else {})
+    if family not in places:
         if model.config.is_encoder_decoder:
             reason = "an encoder-decoder"
         elif family in PARALLEL:
@@ -76,10 +85,16 @@ def tappable_layers(model: PreTrainedModel) -> nn.ModuleList:
             reason = "of a family that graft has not placed and tested"
         raise ValueError(
             f"`model` is a {type(model).__name__} (model_type {family!r}), {reason}. "
-            f"Supported model types: {', '.join(sorted(PLACES))}."
+            f"Supported model types: {', '.join(sorted(places))}."
         )
+    return places[family]
+
+
+def tappable_layers(model: PreTrainedModel, in_parallel: bool = False) -> nn.ModuleList:
+    """The decoder layers of a model that can be tapped; arguments and errors as of `tap_places`."""
+    tap_places(model, in_parallel)
     decoder: Any = getattr(model, model.base_model_prefix, model)
-    layers: nn.ModuleList = decoder.h if family == "gpt2" else decoder.layers
+    layers: nn.ModuleList = decoder.h if model.config.model_type == "gpt2" else decoder.layers
     return layers
 
 
@@ -132,16 +147,17 @@ class ResidualTap:
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
-def tap_residual(attachment: Attachment, model: PreTrainedModel, index: int, update: ResidualUpdate) -> None:
+def tap_residual(
+    attachment: Attachment, model: PreTrainedModel, index: int, update: ResidualUpdate, in_parallel: bool = False
+) -> None:
     """Add `update(h + a, keywords)` to the residual stream of layer `index` until `attachment` is removed.
 
     Several taps of one layer act in the order they were made, each seeing what the one before added.
 
     Raises:
-        TypeError, ValueError: as `tappable_layers` does.
+        TypeError, ValueError: as `tap_places` does, with `in_parallel` as there.
     """
-    layer = tappable_layers(model)[index]
-    places = PLACES[model.config.model_type]
+    layer, places = tappable_layers(model, in_parallel)[index], tap_places(model, in_parallel)
     tap = ResidualTap(update, 1.0 if places.multiplier is None else float(getattr(layer, places.multiplier)))
     attachment.before(getattr(layer, places.source), tap.take_residual)
     attachment.before(getattr(layer, places.attention), tap.take_keywords)

@@ -27,6 +27,7 @@ OF_FAMILY = {
     "granite": {"residual_multiplier": 0.5},
     "mistral": {"sliding_window": 8},
     "phi3": {"resid_pdrop": 0.0},
+    "cohere": {"use_qk_norm": True},
 }
 
 

@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.models.llama.modeling_llama import repeat_kv
 
 from ..attachment import Attachment, AttentionFunction, AttentionOutput
-from ..residual_tap import PLACES, ThreadSlot, tap_residual, tappable_layers
+from ..residual_tap import PLACES_IN_PARALLEL, ThreadSlot, tap_places, tap_residual, tappable_layers
 from ..transformers_compat import cache_of
 from .adjacency import OwnAdjacency
 from .attention_edges import ScoredPairs
@@ -37,7 +37,9 @@ class SparseGINAdapter(nn.Module):
     def __init__(self, config: SparseGINConfig, model: PreTrainedModel, name: str) -> None:
         super().__init__()
         base: Any = model.config
-        count = len(tappable_layers(model))
+        count = len(tappable_layers(model, in_parallel=True))
+        is_parallel = base.model_type in PLACES_IN_PARALLEL and getattr(base, "use_parallel_residual", True)
+        self.placement = "parallel" if is_parallel else "before_mlp"
         options, self.name = config.graph_options(), name
         width, heads = base.hidden_size, base.num_attention_heads
         self.layers = nn.ModuleDict()
@@ -48,6 +50,10 @@ class SparseGINAdapter(nn.Module):
             self.layers[str(index)] = update
         self.trains_adjacency = config.trains_adjacency
         self.reads_attention = config.edge_mode != "external_only"
+
+    def extra_repr(self) -> str:
+        """Whether the MLP reads the update, or stands beside it."""
+        return f"placement={self.placement!r}"
 
 
 class AdapterNodes:
@@ -144,13 +150,13 @@ def install_sparse_gin(
     """Let `adapter` read and write the layers of `model` until `attachment` is removed.
 
     Raises:
-        TypeError, ValueError: the model's attention or residual cannot be reached, see `tappable_layers`.
+        TypeError, ValueError: the model's attention or residual cannot be reached, see `tap_places`.
     """
-    places = PLACES[model.config.model_type]
+    places, layers = tap_places(model, in_parallel=True), tappable_layers(model, in_parallel=True)
     for name in adapter.layers:
         index = int(name)
         reader = SparseGINReader(adapter, index, is_active)
-        attention = getattr(tappable_layers(model)[index], places.attention)
+        attention = getattr(layers[index], places.attention)
         attachment.serve(attention, reader.read_attention, reader.make_room, watches=True)
-        tap_residual(attachment, model, index, reader.update)
+        tap_residual(attachment, model, index, reader.update, in_parallel=True)
     attachment.before(model, ExternalGraphHook(model, is_active))

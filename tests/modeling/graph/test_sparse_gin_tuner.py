@@ -21,6 +21,7 @@ from graft.modeling.transformers_compat import cache_argument, cache_of
 register_with_peft()
 
 REFUSED = (ValueError, TypeError, StrictDataclassError)
+PARALLEL = ["cohere", "gpt_neox", "phi"]
 FAMILIES = [
     "llama",
     "mistral",
@@ -34,9 +35,15 @@ FAMILIES = [
     "granite",
     "phi3",
     "gpt2",
+    *PARALLEL,
 ]
-FEW = ["llama", "mistral", "gemma2", "olmo2", "gpt2"]
+FEW = ["llama", "mistral", "gemma2", "olmo2", "gpt2", "gpt_neox"]
 OPTIONS = {"rank": 6, "task_type": "CAUSAL_LM", "dropout": 0.0, "scale_first": 0.5}
+
+
+def layer_norm_of(decoder):
+    names = ("norm", "final_layernorm", "final_layer_norm")
+    return next(getattr(decoder, name) for name in names if hasattr(decoder, name))
 
 
 def new_weights(model):
@@ -102,6 +109,32 @@ def test_later_tokens_change_no_earlier_logit_and_the_adapter_acts(family):
     assert torch.equal(one[:, :8], two[:, :8])
     with model.disable_adapter():
         assert not torch.allclose(logits(model, tokens), one)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox, one by one", *PARALLEL])
+def test_beside_a_parallel_mlp_the_update_is_added_to_what_both_give(family):
+    """In one layer: the base's output and lambda norm(GIN(h + a, A)), which an MLP that follows would read."""
+    options = {"num_hidden_layers": 1, **({"use_parallel_residual": False} if "," in family else {})}
+    base, tokens, seen = tiny_decoder(family.split(",")[0], **options), ids(), {}
+    decoder = getattr(base, base.base_model_prefix)
+    layer, norm = decoder.layers[0], layer_norm_of(decoder)
+    attention = getattr(layer, "attention", None) or layer.self_attn
+    layer.register_forward_hook(lambda module, args, output: seen.update(h=args[0], out=output))
+    inner = attention.register_forward_hook(lambda module, args, output: seen.update(a=output[0]))
+    logits(base, tokens)
+    inner.remove()
+    plain, residual = seen["out"], seen["h"] + seen["a"]
+    model = fit(base=base)
+    adapter = model.base_model.sparse_gin.adapters["default"]
+    is_parallel = "," not in family
+    assert ("placement='parallel'" in repr(adapter)) == is_parallel
+    given = []
+    adapter.layers["0"].register_forward_hook(lambda module, args, output: given.append((args[0], output)))
+    found = logits(model, tokens)
+    torch.testing.assert_close(given[0][0], residual, atol=1e-10, rtol=1e-10)
+    assert torch.allclose(seen["out"], plain + given[0][1], atol=1e-10) == is_parallel
+    expected = base.get_output_embeddings()(norm(seen["out"])) * getattr(base, "logit_scale", 1.0)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
