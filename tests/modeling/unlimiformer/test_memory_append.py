@@ -1,6 +1,9 @@
-"""Appending to a memory equals remembering the whole at once, in any order of appending, selecting and saving."""
+"""Appending to a memory equals remembering the whole at once, in any order of appending, selecting and saving,
+whatever fails in between and in two threads at once."""
 
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,7 @@ RULES = {
     "gpt2 table": ("gpt2", {"keys_per_query": 4}),
 }
 MODELS = {}
+STEPS = ["append", "select", "save", "ask", "interrupted", "half read"]
 
 
 def attached(tiny, rule):
@@ -98,13 +102,44 @@ def test_documents_of_a_batch_grow_by_different_lengths(tiny, rule):
     assert_same(model, memory, [torch.cat(both) for both in zip(rows, more, strict=True)], handle, tiny)
 
 
+class Stopped(Exception):
+    """What a user's interruption is in these tests."""
+
+
+def interrupted(model, memory, asked):
+    """A generation that ends with an exception at its second token."""
+
+    def stop(ids, scores):
+        if ids.shape[1] > (1 if model.config.is_encoder_decoder else asked.shape[1]):
+            raise Stopped
+        return scores
+
+    with pytest.raises(Stopped):
+        model.generate(**memory.inputs(asked), max_new_tokens=4, min_new_tokens=4, logits_processor=[stop])
+
+
+def half_read(model, handle, memory, more):
+    """An append that ends with an exception in its last window; reading by another thread is left alone."""
+    thread = threading.get_ident()
+
+    def stop(module, args, output):
+        if threading.get_ident() == thread:
+            raise Stopped
+
+    body = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, model.base_model_prefix)
+    hook = body.register_forward_hook(stop)
+    with pytest.raises(Stopped):
+        handle.append(memory, *more)
+    hook.remove()
+
+
 def check_sequence(tiny, rule, draw):
     """A random sequence of operations on a memory and on plain lists of tokens."""
     model, handle = attached(tiny, rule)
     lengths = draw(lists(integers(1, 40), min_size=1, max_size=3))
     rows = [tiny.ids(n, seed=i) for i, n in enumerate(lengths)]
     memory = handle.remember(*tiny.pad(rows, "right"))
-    for seed, step in enumerate(draw(lists(sampled_from(["append", "select", "save", "ask"]), max_size=5)), 10):
+    for seed, step in enumerate(draw(lists(sampled_from(STEPS), max_size=5)), 10):
         if step == "append":
             if max(map(len, rows)) > 80:  # positions "true" ends at 128
                 continue
@@ -117,9 +152,15 @@ def check_sequence(tiny, rule, draw):
         elif step == "save":
             with tempfile.TemporaryDirectory() as folder:
                 memory = Memory.from_pretrained(memory.save_pretrained(Path(folder) / "memory"), model)
+        elif step == "half read":
+            if max(map(len, rows)) <= 80:
+                half_read(model, handle, memory, tiny.pad([tiny.ids(9, seed=seed)] * len(rows), "left"))
         else:
             asked = None if model.config.is_encoder_decoder else tiny.ids(len(rows), 2, seed=3)
-            model.generate(**memory.inputs(asked), max_new_tokens=2, do_sample=False, num_beams=2)
+            if step == "interrupted":
+                interrupted(model, memory, asked)
+            else:
+                model.generate(**memory.inputs(asked), max_new_tokens=2, do_sample=False, num_beams=2)
     assert_same(model, memory, rows, handle, tiny)
 
 
@@ -133,6 +174,23 @@ def test_any_sequence_of_append_select_save_and_generate_equals_remembering_at_o
 @given(data=data(), rule=sampled_from(sorted(RULES)))
 def test_two_hundred_sequences_equal_remembering_at_once(tiny, data, rule):
     check_sequence(tiny, rule, data.draw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["bart hidden", "llama squeeze"])
+def test_sequences_of_two_threads_on_one_model_equal_remembering_at_once(tiny, rule):
+    attached(tiny, rule)  # before the threads ask for it
+
+    def work(_):
+        @settings(max_examples=25, database=None)
+        @given(data=data())
+        def sequences(data):
+            check_sequence(tiny, rule, data.draw)
+
+        sequences()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
 
 
 @pytest.mark.parametrize(("rule", "windows"), [("bart hidden", 3), ("llama squeeze", 3)])
