@@ -224,7 +224,7 @@ def main(argv=None):
         for row in measure(arguments, length, about):
             rows.append(row)
             print(row)
-    print(keep(f"training_throughput-{arguments.shape}", vars(arguments), rows, about))
+        print(keep(f"training_throughput-{arguments.shape}", vars(arguments), rows, about))
 
 
 if __name__ == "__main__":
