@@ -19,7 +19,7 @@ import torch
 from measuring import in_turn, keep, machine, memory_kilobytes, ratio
 from retro_models import CHUNK, NEIGHBOURS, SHAPES, VOCABULARY, original_model, our_model
 
-from graft.trainer.retro_trainer import decayed_parameters
+from graft.trainer.retrieval_ability import decayed_parameters
 
 
 def batch_of(arguments):

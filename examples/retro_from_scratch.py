@@ -39,7 +39,7 @@ from graft.retrieval.corpus.inspection import Passage, read_passage
 from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
 from graft.trainer.documentation import debian_pages, package_docstrings, package_folder
 from graft.trainer.loss_plot import plot_losses
-from graft.trainer.retro_trainer import VIEWS
+from graft.trainer.retrieval_ability import VIEWS
 from graft.trainer.tokenizer_training import trained_tokenizer
 
 POSTGRESQL = Path("/usr/share/doc")

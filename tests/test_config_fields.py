@@ -22,7 +22,14 @@ from graft.configuration.latent_config import LatentConfig
 from graft.configuration.sparse_graph_config import SparseGraphConfig
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.retro.retrofit_config import RetroFitConfig
-from graft.trainer.arguments import AdapterArguments, DataArguments, GraphArguments, ModelArguments, RunConfiguration
+from graft.trainer.arguments import (
+    AdapterArguments,
+    DataArguments,
+    GraphArguments,
+    ModelArguments,
+    RetrievalArguments,
+    RunConfiguration,
+)
 
 ROOT = Path(__file__).parents[1]
 TRAINER, GRAPH, RETRO = ["trainer"], ["modeling/graph"], ["modeling/retro"]
@@ -31,6 +38,7 @@ READERS = {
     ModelArguments: TRAINER,
     DataArguments: TRAINER,
     AdapterArguments: TRAINER,
+    RetrievalArguments: TRAINER,
     GraphArguments: [*TRAINER, *GRAPH],
     UnlimiformerConfig: ["modeling/unlimiformer", "retrieval", "trainer"],
     **dict.fromkeys(
@@ -47,7 +55,7 @@ READERS = {
 }
 """Each configuration and the folders that act on it."""
 
-CHECKS = {"block_rules.py", "config_file.py"}
+CHECKS = {"block_rules.py", "config_file.py", "retrieval_rules.py"}
 """Files that only build and check the blocks of a run."""
 
 OF_TRANSFORMERS = {"use_cache", "bos_token_id", "eos_token_id", "tie_word_embeddings", "max_position_embeddings"}

@@ -81,6 +81,22 @@ class ReadsInTraining(Protocol):
         """Change the model for one forward, undo it at the end; yields the inputs of that forward."""
 
 
+@runtime_checkable
+class ChoosesDecay(Protocol):
+    """An ability whose models have weights that the stock would let decay, but should not."""
+
+    def decayed_parameters(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay acts on, in the order of the model."""
+
+
+@runtime_checkable
+class DescribesRows(Protocol):
+    """An ability that knows of evaluated rows what they do not say in a column."""
+
+    def row_facts(self, rows: Any, tokenizer: Any) -> dict[str, list[Any]]:
+        """Columns, a value for each row in its order."""
+
+
 def base_model(model: Any) -> Any:
     """The model inside a PEFT wrapper, or `model` itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

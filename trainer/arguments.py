@@ -2,8 +2,8 @@
 
 One dataclass for each block whose options are ours. `training` holds the stock fields of `Seq2SeqTrainingArguments`
 and early stopping, `generation` those of `GenerationConfig`, `memory` is an `UnlimiformerConfig`, `graph` a
-`GNNConfig` with one more field. `config_file.py`
-reads files and command lines into a `RunConfiguration`; `block_rules.py` checks what no block can check alone.
+`GNNConfig` with one more field. `config_file.py` reads files and command lines into a `RunConfiguration`;
+`block_rules.py` and `retrieval_rules.py` check what no block can check alone.
 """
 
 # No `from __future__ import annotations` here: it would silently switch the strict type checks off.
@@ -16,7 +16,7 @@ from graft.configuration.configuration_gnn import GNNConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 
 Task = Literal["seq2seq", "causal"]
-View = Literal["full", "truncated", "context", "chunked"]
+View = Literal["full", "truncated", "context", "chunked", "retrieved", "without", "random"]
 LIKELIHOOD_VIEWS: tuple[View, ...] = ("chunked",)
 """Views in which the target's likelihood is all there is: it belongs to the document, so a chunk generates nothing."""
 TrainView = Literal["truncated", "chunked", "oracle", "oracle_and_truncated"]
@@ -71,6 +71,7 @@ class DataArguments:
 
     Args:
         train, validation, test: files of a split: a path, a glob or a list of them; JSON, JSONL, CSV, Parquet or text.
+            With the block `retrieval`: the folder of a prepared corpus (`graft-build-database`).
         dataset: instead of files, a folder or Hub id that `datasets.load_dataset` reads.
         config, data_dir, revision: of `dataset`.
         splits: our name of a split -> its name in `dataset`, where they differ.
@@ -103,7 +104,8 @@ class DataArguments:
         packing: training rows of a decoder share rows of as many tokens as one may have, so that less is padding.
         eval_views: how the evaluated documents are read: "full" with memory, "truncated" as the base model sees them,
             "context" whole and without memory, "chunked" in rows as the training view's, for the likelihood of the
-            target alone: nothing is generated. None: "full" if there is a memory, else "truncated".
+            target alone: nothing is generated. None: "full" if there is a memory, else "truncated". With the block
+            `retrieval`: "retrieved", "without" and "random" neighbours; None is all three.
         scored_tokens: causal text without a target: how many last tokens of a document are scored.
         on_too_long: what happens to sources longer than the limit: "truncate", "skip" or "error".
         on_empty_target: what happens to rows without a target text: "error" or "skip".
@@ -239,6 +241,24 @@ class GraphArguments(GNNConfig):
         return {each.name: values[each.name] for each in fields(GNNConfig)}
 
 
+@strict
+@dataclass
+class RetrievalArguments:
+    """What a model reads of the neighbours that a prepared corpus holds for each chunk of its rows.
+
+    Args:
+        num_neighbours: per chunk, at most as many as the corpus stores.
+        neighbour_length: tokens of a neighbour; None is two chunks, the neighbour and its continuation.
+    """
+
+    num_neighbours: int = 2
+    neighbour_length: int | None = None
+
+    def validate_ranges(self) -> None:
+        """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
+        _at_least({"num_neighbours": self.num_neighbours, "neighbour_length": self.neighbour_length}, 1)
+
+
 @dataclass
 class RunConfiguration:
     """All blocks of a run, checked on their own and against each other.
@@ -246,7 +266,8 @@ class RunConfiguration:
     Args:
         training: fields of `Seq2SeqTrainingArguments` by their stock names, without the two below.
         early_stopping_patience, early_stopping_threshold: of the block `training`; patience None stops nothing early.
-        memory, graph, adapter: None where the block is absent: no memory, the model's own layers, full weights.
+        memory, retrieval, graph, adapter: None where the block is absent: no memory, texts instead of prepared
+            corpora, the model's own layers, full weights.
         generation: fields of `GenerationConfig`.
         metrics: names, or {"name": ..., option: value}.
     """
@@ -255,6 +276,7 @@ class RunConfiguration:
     data: DataArguments
     training: dict[str, Any]
     memory: UnlimiformerConfig | None = None
+    retrieval: RetrievalArguments | None = None
     graph: GraphArguments | None = None
     adapter: AdapterArguments | None = None
     generation: dict[str, Any] = field(default_factory=dict)

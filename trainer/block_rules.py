@@ -10,21 +10,25 @@ from huggingface_hub import get_token
 from transformers import GenerationConfig
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
-from graft.trainer.arguments import LIKELIHOOD_VIEWS, RunConfiguration
+from graft.trainer.arguments import LIKELIHOOD_VIEWS, RunConfiguration, View
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.graph_adapter import graph_adapter_config
 from graft.trainer.metrics import METRIC_VALUES, TOKEN_METRICS, metric_named
+from graft.trainer.retrieval_ability import VIEWS
+from graft.trainer.retrieval_rules import check_retrieval
 
 
 def resolve_views(configuration: RunConfiguration) -> None:
-    """Put the default of `data.eval_views` in its place: with a memory it is read, without one nothing is."""
+    """Put the default of `data.eval_views` in its place: neighbours in all ways, with a memory it, or nothing read."""
     if configuration.data.eval_views is None:
-        configuration.data.eval_views = ["truncated"] if configuration.memory is None else ["full"]
+        without_corpus: list[View] = ["truncated"] if configuration.memory is None else ["full"]
+        configuration.data.eval_views = list(VIEWS) if configuration.retrieval is not None else without_corpus
 
 
 def has_target(configuration: RunConfiguration) -> bool:
     """Whether rows have a target text, or the run reads text for its own sake (causal language modelling)."""
-    return configuration.data.messages_column is not None or configuration.data.target_column is not None
+    data = configuration.data
+    return configuration.retrieval is None and (data.messages_column is not None or data.target_column is not None)
 
 
 def text_metrics(configuration: RunConfiguration) -> list[str]:
@@ -52,6 +56,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
     """
     for rule in (
         _check_training_needs,
+        check_retrieval,
         _check_data,
         _check_chunks,
         _check_oracle,

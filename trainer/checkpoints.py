@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"  # the stock writes it last
 SENTINEL = "checkpoint-is-incomplete.txt"  # written by the stock when SIGTERM interrupts a save
-COMPARED_BLOCKS = ("model", "data", "adapter")
+COMPARED_BLOCKS = ("model", "data", "retrieval", "adapter")
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
@@ -107,7 +107,7 @@ def _safetensors_is_whole(path: Path) -> bool:
 
 
 def differing_keys(run: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Dotted names under `model`, `data` and `adapter` that differ between two merged configurations."""
+    """Dotted names under `model`, `data`, `retrieval` and `adapter` that differ between two merged configurations."""
     return [key for block in COMPARED_BLOCKS for key in _differences(block, run.get(block), other.get(block))]
 
 

@@ -25,6 +25,7 @@ from graft.trainer.arguments import (
     DataArguments,
     GraphArguments,
     ModelArguments,
+    RetrievalArguments,
     RunConfiguration,
 )
 from graft.trainer.block_rules import check_blocks, resolve_views
@@ -40,10 +41,11 @@ _BLOCKS: dict[str, Any] = {
     "model": ModelArguments,
     "data": DataArguments,
     "memory": UnlimiformerConfig,
+    "retrieval": RetrievalArguments,
     "graph": GraphArguments,
     "adapter": AdapterArguments,
 }
-_OPTIONAL = ("memory", "graph", "adapter", "generation", "metrics")  # what `--no-block` can take away
+_OPTIONAL = ("memory", "retrieval", "graph", "adapter", "generation", "metrics")  # what `--no-block` can take away
 _METRICS_HINT = list[str | dict[str, Any]]
 # Stock fields that would do by another way what a block of ours does, or that must not stand in a file.
 _NOT_FOR_TRAINING = {"generation_config", "generation_max_length", "generation_num_beams", "hub_token", "local_rank"}
@@ -227,6 +229,7 @@ def from_dict(blocks: Mapping[str, Any], origin: str = "in the configuration") -
         model=built["model"],
         data=built["data"],
         memory=built.get("memory"),
+        retrieval=built.get("retrieval"),
         graph=built.get("graph"),
         adapter=built.get("adapter"),
         generation=dict(blocks.get("generation") or {}),
@@ -278,6 +281,7 @@ def to_dict(configuration: RunConfiguration) -> dict[str, Any]:
         "data": asdict(configuration.data),
         "training": training,
         "memory": configuration.memory and asdict(configuration.memory),
+        "retrieval": configuration.retrieval and asdict(configuration.retrieval),
         "graph": configuration.graph and asdict(configuration.graph),
         "adapter": configuration.adapter and asdict(configuration.adapter),
         "generation": dict(configuration.generation),

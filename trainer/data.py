@@ -313,9 +313,9 @@ _TRAINING_VIEWS = {
 
 
 def prepare_training(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
-) -> Dataset:
-    """Rows to train on: input_ids, attention_mask, labels, length, truncated, id.
+    rows: Any, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+) -> Any:
+    """Rows to train on: input_ids, attention_mask, labels, length, truncated, id; those of a corpus are so already.
 
     With `data.packing` these are input_ids, labels, position_ids, length, truncated, id of rows that share a row. The
     view "chunked" adds document_id, chunk_index, chunk_count and, where `data.capture_raw_text` asks for it, the
@@ -328,6 +328,8 @@ def prepare_training(
     Raises:
         ConfigurationError: a missing column, an empty source or target, a limit that leaves no room.
     """
+    if configuration.retrieval is not None:
+        return rows
     prepared = _TRAINING_VIEWS[configuration.data.train_view](rows, tokenizer, configuration, max_positions)
     if len(prepared) == 0:
         raise ConfigurationError("No row of the split train is left.")
@@ -359,14 +361,14 @@ def _packed(rows: Dataset, configuration: RunConfiguration, max_positions: int |
 
 
 def prepare_evaluation(
-    rows: Dataset,
+    rows: Any,
     tokenizer: PreTrainedTokenizerBase,
     configuration: RunConfiguration,
     view: str,
     max_positions: int | None,
     split: str = "validation",
-) -> Dataset:
-    """Rows to evaluate in one view, in the order of the data.
+) -> Any:
+    """Rows to evaluate in one view, in the order of the data; those of a corpus are the same in every view.
 
     All have input_ids, attention_mask, id, source_tokens, truncated, length; with targets also labels and references.
     Causal rows have prompt_ids (with a target) or scored_bytes (without), and in the view "full" memory_ids, which may
@@ -376,6 +378,8 @@ def prepare_evaluation(
     Raises:
         ConfigurationError: a missing column, an empty source or reference, a limit that leaves no room, no row left.
     """
+    if configuration.retrieval is not None:
+        return rows
     data, causal = configuration.data, configuration.model.task == "causal"
     target_limit = data.eval_max_target_length or data.max_target_length
     limit = data.eval_max_source_length
@@ -417,7 +421,7 @@ def _that_fit(rows: Dataset, max_positions: int, split: str) -> Dataset:
     return rows.select(np.flatnonzero(lengths <= max_positions))
 
 
-def row_counts(raw: Dataset, prepared: Dataset) -> dict[str, int]:
+def row_counts(raw: Any, prepared: Any) -> dict[str, int]:
     """For a run's record: rows in the split, rows prepared from them, and how many of those had their source cut."""
     truncated = int(np.asarray(prepared["truncated"], dtype=bool).sum())
     return {"rows": len(raw), "prepared": len(prepared), "truncated": truncated}

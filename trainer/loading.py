@@ -53,9 +53,10 @@ def load_config(
     source = model.config or model.name
     assert source is not None  # `ModelArguments` has checked it
     overrides = dict(model.config_overrides)
+    is_type = source in CONFIG_MAPPING and not Path(source).exists()  # its defaults are meant, such as those of "bart"
     try:
-        if source in CONFIG_MAPPING and not Path(source).exists():
-            config = CONFIG_MAPPING[source]()  # the defaults of a model type, such as "bart"
+        if is_type:
+            config = CONFIG_MAPPING[source]()
         else:
             config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -75,6 +76,8 @@ def load_config(
     if not overrides:
         return config
     try:
+        if is_type:  # what follows from other fields, such as head_dim, is to follow from the overrides
+            return CONFIG_MAPPING[source](**overrides)
         return type(config).from_dict(known | overrides)
     except Exception as error:  # strict configs raise an error of their own, which is no ValueError
         raise ConfigurationError(f"`model.config_overrides`: {_one_line(error.__cause__ or error)}") from error

@@ -21,6 +21,7 @@ def plan_of(prepared: Prepared) -> str:
         f"model      {configuration.model.name or configuration.model.config} ({type(prepared.model).__name__})",
         f"parameters {counts['total']:,}, trained {counts['trained']:,} ({kind})",
         f"memory     {configuration.memory if configuration.memory is not None else 'none'}",
+        f"retrieval  {configuration.retrieval if configuration.retrieval is not None else 'none'}",
         f"graph      {configuration.graph if configuration.graph is not None else 'none'}",
         f"splits     {', '.join(f'{name}: {len(rows)} rows tried' for name, rows in prepared.splits.items())}",
         f"views      {', '.join(configuration.data.eval_views or [])}",
@@ -41,8 +42,12 @@ def _example(prepared: Prepared) -> list[str]:
     lines = [f"example    row {row['id']}"]
     for name in ("memory_ids", "input_ids", "labels"):
         if name in row:
-            ids = [token for token in row[name] if token != IGNORED]
+            ids = [int(token) for token in row[name] if token != IGNORED]
             lines.append(f"  {name} ({len(row[name])} tokens): {_shortened(str(tokenizer.decode(ids)))!r}")
+    if "retrieved" in row:  # of the first chunk, whose neighbours the second reads
+        for place, neighbour in enumerate(row["retrieved"][0].tolist()):
+            text = str(tokenizer.decode(neighbour, skip_special_tokens=True))
+            lines.append(f"  neighbour {place} of the first chunk ({len(neighbour)} tokens): {_shortened(text)!r}")
     return lines
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from graft.trainer.arguments import DataArguments
+from graft.trainer.arguments import DataArguments, RetrievalArguments
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.corpus_rows import load_corpora
 
 SPLITS = ("train", "validation", "test")
 _READERS = {
@@ -77,7 +78,7 @@ def _load_named(data: DataArguments) -> dict[str, Dataset]:
     return {split: loaded[name] for split, name in named.items() if name in loaded}
 
 
-def _sampled(rows: Dataset, count: int | None, seed: int | None) -> Dataset:
+def _sampled(rows: Any, count: int | None, seed: int | None) -> Any:
     """The first `count` rows, or with a seed that many drawn ones in their old order; all for None."""
     if count is None or count >= len(rows):
         return rows
@@ -86,13 +87,16 @@ def _sampled(rows: Dataset, count: int | None, seed: int | None) -> Dataset:
     return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False)))
 
 
-def load_splits(data: DataArguments) -> dict[str, Dataset]:
-    """The splits that the configuration names, sliced and sampled, with their own columns.
+def load_splits(data: DataArguments, retrieval: RetrievalArguments | None = None) -> dict[str, Any]:
+    """The splits that the configuration names, sliced and sampled; with `retrieval` those of corpora.
 
     Raises:
         ConfigurationError: no such file, files of different kinds, an unreadable file or data set, an empty split.
     """
-    if data.dataset is not None:
+    splits: dict[str, Any]
+    if retrieval is not None:
+        splits = dict(load_corpora(data, retrieval))
+    elif data.dataset is not None:
         splits = _load_named(data)
     else:
         patterns = {split: getattr(data, split) for split in SPLITS}
@@ -107,7 +111,7 @@ def load_splits(data: DataArguments) -> dict[str, Dataset]:
     return splits
 
 
-def rows_during_training(rows: Dataset, data: DataArguments) -> Dataset:
+def rows_during_training(rows: Any, data: DataArguments) -> Any:
     """The part of the validation rows that is evaluated while training, the same for the same seed."""
     amount = data.eval_during_training
     if amount is None:

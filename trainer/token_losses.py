@@ -1,4 +1,4 @@
-"""The loss of every target token of every row: what token-weighted means and position buckets are made of."""
+"""Losses of target tokens and rows of generated ones, padded with -100, for means and position buckets."""
 
 from __future__ import annotations
 
@@ -63,3 +63,20 @@ def bucket_means(losses: Tensor, size: int) -> dict[str, float]:
         if present.any():
             means[f"loss_{start}_{start + part.shape[1] - 1}"] = float(part[present].double().mean())
     return means
+
+
+def in_rows(pieces: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
+    """(rows, longest) from pieces (which rows, their values), -100 behind the end of a row."""
+    longest = max(values.shape[1] for _, values in pieces)
+    whole = pieces[0][1].new_full((rows, longest), IGNORED)
+    for chosen, values in pieces:
+        whole[chosen, : values.shape[1]] = values
+    return whole
+
+
+def until_end(sequences: Tensor, end: int | list[int] | None) -> Tensor:
+    """Replace what follows the first end token of each row by -100."""
+    if end is None:
+        return sequences
+    ends = torch.isin(sequences, torch.as_tensor(end, device=sequences.device)).long()
+    return sequences.masked_fill(ends.cumsum(dim=1) - ends > 0, IGNORED)

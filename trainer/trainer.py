@@ -20,13 +20,23 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.hub import PushInProgress
 
-from graft.trainer.abilities import Ability, Part, Read, ReadsInTraining, base_model, plain_reading, read_plainly
+from graft.trainer.abilities import (
+    Ability,
+    ChoosesDecay,
+    DescribesRows,
+    Part,
+    Read,
+    ReadsInTraining,
+    base_model,
+    plain_reading,
+    read_plainly,
+)
 from graft.trainer.arguments import LIKELIHOOD_VIEWS
 from graft.trainer.evaluation import Evaluation
 from graft.trainer.metrics import Metric
 from graft.trainer.model_card import facts_of_trainer, write_model_card
 from graft.trainer.published_files import check_hub_strategy, collect_checkpoint, publish, without_pickled_arguments
-from graft.trainer.token_losses import IGNORED, scored_tail, token_losses
+from graft.trainer.token_losses import IGNORED, in_rows, scored_tail, token_losses, until_end
 
 if TYPE_CHECKING:  # one of two trainers, whose signatures differ; Any says so
     from typing import Any as _Base
@@ -119,6 +129,14 @@ class GraftTrainerMixin(_Base):
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         finally:
             self.data_collator = collator
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As the stock, unless an ability knows better; in the order of the model, the same in every process."""
+        for ability in self.abilities:
+            if isinstance(ability, ChoosesDecay):
+                return ability.decayed_parameters(model)
+        names: list[str] = super().get_decay_parameter_names(model)
+        return names
 
     # Loss ------------------------------------------------------------------------------------------------------------
 
@@ -259,9 +277,9 @@ class GraftTrainerMixin(_Base):
                     generated.append((part.rows, self._generate(part)))
         columns = {}
         if losses:
-            columns["losses"] = _in_rows(losses, rows)
+            columns["losses"] = in_rows(losses, rows)
         if generated:
-            columns["generated"] = _in_rows(generated, rows)
+            columns["generated"] = in_rows(generated, rows)
         share = (time.perf_counter() - started) / rows
         columns["seconds"] = torch.full((rows,), share, device=inputs["input_ids"].device)
         return None, columns, None
@@ -289,12 +307,15 @@ class GraftTrainerMixin(_Base):
         model: Any = self.model
         sequences = model.generate(**part.prompt_inputs, **options)
         prompt = 1 if self._encoder_decoder else part.prompt_inputs["input_ids"].shape[1]
-        return _until_end(sequences[:, prompt:], options.get("eos_token_id", model.generation_config.eos_token_id))
+        return until_end(sequences[:, prompt:], options.get("eos_token_id", model.generation_config.eos_token_id))
 
     def _as_evaluation(self, output: EvalLoopOutput, name: str) -> Evaluation:
         columns: Any = output.predictions
         rows = {column: _column(self._evaluated, column) for column in ROW_COLUMNS}
         known = {column: values for column, values in rows.items() if values is not None}
+        for ability in self.abilities:
+            if isinstance(ability, DescribesRows):
+                known = ability.row_facts(self._evaluated, self.processing_class) | known
         seconds = [float(value) for value in columns["seconds"]]
         if len(seconds) != output.num_samples:
             raise RuntimeError(f"{output.num_samples} rows were evaluated, {len(seconds)} came back.")
@@ -385,20 +406,3 @@ def _takes(model: nn.Module, name: str) -> bool:
     """Whether the forward of the model's class, or of one it passes its keywords on to, has such an argument."""
     forwards = [parent.forward for parent in type(model).__mro__ if issubclass(parent, nn.Module)]
     return any(name in inspect.signature(forward).parameters for forward in forwards)
-
-
-def _in_rows(pieces: list[tuple[Tensor, Tensor]], rows: int) -> Tensor:
-    """(rows, longest) from pieces (which rows, their values), -100 behind the end of a row."""
-    longest = max(values.shape[1] for _, values in pieces)
-    whole = pieces[0][1].new_full((rows, longest), IGNORED)
-    for chosen, values in pieces:
-        whole[chosen, : values.shape[1]] = values
-    return whole
-
-
-def _until_end(sequences: Tensor, end: int | list[int] | None) -> Tensor:
-    """Replace what follows the first end token of each row by -100."""
-    if end is None:
-        return sequences
-    ends = torch.isin(sequences, torch.as_tensor(end, device=sequences.device)).long()
-    return sequences.masked_fill(ends.cumsum(dim=1) - ends > 0, IGNORED)

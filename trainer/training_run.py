@@ -5,21 +5,18 @@ What a run writes lies in `training.output_dir`; an interrupted run goes on from
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-from datasets import Dataset
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedConfig,
@@ -34,16 +31,10 @@ from graft.trainer.arguments import LIKELIHOOD_VIEWS, RunConfiguration
 from graft.trainer.block_rules import has_target
 from graft.trainer.callbacks import GenerationSamples, LossCurve, Throughput, output_folder
 from graft.trainer.checkpoints import check_output_dir
-from graft.trainer.collators import (
-    CausalEvaluationCollator,
-    CausalMemoryCollator,
-    CausalPackedCollator,
-    CausalTrainingCollator,
-    Seq2SeqCollator,
-)
 from graft.trainer.config_file import to_dict
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.data import load_splits, prepare_evaluation, prepare_training, row_counts, rows_during_training
+from graft.trainer.corpus_rows import check_corpora, reader_of
+from graft.trainer.data import load_splits, prepare_evaluation
 from graft.trainer.document_chunks import keep_chunk_texts
 from graft.trainer.graph_ability import GraphAbility, GraphPlots, train_graph, with_graph
 from graft.trainer.graph_adapter import GraphAdapterAbility, graph_adapter_config
@@ -51,8 +42,17 @@ from graft.trainer.loading import load_config, load_model, load_tokenizer, param
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
 from graft.trainer.packed_rows import check_reads_packed_rows
 from graft.trainer.resuming import train_or_go_on
+from graft.trainer.retrieval_ability import RetrievalAbility
 from graft.trainer.run_plan import plan_of
 from graft.trainer.run_record import record_before, run_record, write_record
+from graft.trainer.run_rows import (
+    check_equal_rows,
+    check_splits,
+    evaluation_collator,
+    lay_out,
+    training_collator,
+    training_texts,
+)
 from graft.trainer.trackers import prepare_trackers
 from graft.trainer.trainer import GraftSeq2SeqTrainer
 
@@ -88,9 +88,9 @@ class Prepared:
     args: Seq2SeqTrainingArguments
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    splits: dict[str, Dataset]
-    train: Dataset | None
-    during_training: dict[str, Dataset]
+    splits: dict[str, Any]
+    train: Any
+    during_training: dict[str, Any]
     rows: dict[str, dict[str, int]]
     model: Any
 
@@ -184,19 +184,21 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
         config = with_graph(config, configuration.graph)
     _check_lengths(configuration, config)
     with args.main_process_first(desc="loading the splits"):
-        splits = load_splits(configuration.data)
+        splits = load_splits(configuration.data, configuration.retrieval)
     if flags.dry_run:
         splits = {name: rows.select(range(min(DRY_ROWS, len(rows)))) for name, rows in splits.items()}
-    _check_splits(args, splits)
+    check_splits(args, splits)
     with tempfile.TemporaryDirectory() as temporary, args.main_process_first(desc="tokenising"):
         folder = Path(temporary if flags.dry_run else output_folder(args)) / "tokenizer"
-        texts = _training_texts(configuration, splits)
+        texts = training_texts(configuration, splits)
         tokenizer = load_tokenizer(configuration.model, config, folder, texts, flags.trust_remote_code)
-        train, during_training, rows = _lay_out(configuration, args, splits, tokenizer, config)
+        if configuration.retrieval is not None:
+            check_corpora(splits, tokenizer, config, reader_of(configuration, config))
+        train, during_training, rows = lay_out(configuration, args, splits, tokenizer, config)
         if train is not None and configuration.data.capture_raw_text:
             writes = not flags.dry_run and args.process_index == 0
             train = keep_chunk_texts(train, folder.parent / "chunks.parquet" if writes else None)
-    _check_equal_rows(args, [*([train] if train is not None else []), *during_training.values()])
+    check_equal_rows(args, [*([train] if train is not None else []), *during_training.values()])
     set_seed(args.seed)  # what was drawn so far depends on caches; weights must not
     model: Any = load_model(configuration.model, config, flags.trust_remote_code)
     if configuration.data.packing:
@@ -225,72 +227,14 @@ def _check_lengths(configuration: RunConfiguration, config: PreTrainedConfig) ->
             raise ConfigurationError(f"`{name}` must be at most the model's {positions} positions, got {length}.")
 
 
-def _check_splits(args: Seq2SeqTrainingArguments, splits: Mapping[str, Dataset]) -> None:
-    needed = {
-        "train": args.do_train,
-        "validation": args.do_eval or args.eval_strategy != "no",
-        "test": args.do_predict,
-    }
-    for split, is_needed in needed.items():
-        if is_needed and split not in splits:
-            raise ConfigurationError(f"The run needs the split {split}, but `data` has only {', '.join(splits)}.")
-
-
-def _training_texts(configuration: RunConfiguration, splits: Mapping[str, Dataset]) -> Iterator[str]:
-    """Texts of the training rows, for a tokenizer that is trained on them."""
-    columns = (configuration.data.source_column, configuration.data.target_column)
-    if "train" not in splits:
-        raise ConfigurationError("A tokenizer can only be trained where there is a split train.")
-
-    def texts() -> Iterator[str]:
-        for row in splits["train"]:
-            for column in columns:
-                value = row.get(column) if column else None
-                yield from [value] if isinstance(value, str) else value or []
-
-    return texts()
-
-
-def _lay_out(
-    configuration: RunConfiguration,
-    args: Seq2SeqTrainingArguments,
-    splits: Mapping[str, Dataset],
-    tokenizer: PreTrainedTokenizerBase,
-    config: PreTrainedConfig,
-) -> tuple[Dataset | None, dict[str, Dataset], dict[str, dict[str, int]]]:
-    """Rows to train on, rows evaluated meanwhile by view, and how many rows became how many."""
-    positions = getattr(config, "max_position_embeddings", None)
-    train: Dataset | None = None
-    meanwhile: dict[str, Dataset] = {}
-    counts: dict[str, dict[str, int]] = {}
-    if args.do_train:
-        train = prepare_training(splits["train"], tokenizer, configuration, positions)
-        counts["train"] = row_counts(splits["train"], train)
-    if args.do_eval or args.eval_strategy != "no":
-        part = rows_during_training(splits["validation"], configuration.data)
-        for view in configuration.data.eval_views or []:
-            meanwhile[view] = prepare_evaluation(part, tokenizer, configuration, view, positions)
-            counts[f"validation_{view}"] = row_counts(part, meanwhile[view])
-    return train, meanwhile, counts
-
-
-def _check_equal_rows(args: Seq2SeqTrainingArguments, datasets: Sequence[Dataset]) -> None:
-    """Every process must see the same rows, or gradients would mix what was never one batch."""
-    if args.world_size < 2:
-        return
-    ids = "\0".join(str(name) for rows in datasets for name in rows["id"])
-    seen = gather_object([hashlib.sha256(ids.encode()).hexdigest()])
-    if len(set(seen)) > 1:
-        raise RuntimeError(f"The {args.world_size} processes loaded different rows; give each the same files.")
-
-
 def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
     """The Trainer of the run, with its abilities, metrics, collators and callbacks."""
     configuration, tokenizer = prepared.configuration, prepared.tokenizer
-    seq2seq = configuration.model.task == "seq2seq"
     metrics = [metric_named(metric) for metric in configuration.metrics if metric not in TOKEN_METRICS]
     abilities: list[Ability] = [] if configuration.memory is None else [MemoryAbility(configuration.memory)]
     callbacks: list[TrainerCallback] = [Throughput(), LossCurve(), GenerationSamples()]
+    if configuration.retrieval is not None:
+        abilities.append(RetrievalAbility(configuration.retrieval))
     if configuration.graph is not None:
         abilities.append(GraphAbility(configuration.graph, prepared.config))
         callbacks.append(GraphPlots())
@@ -302,8 +246,8 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
     return GraftSeq2SeqTrainer(
         prepared.model,
         prepared.args,
-        data_collator=_training_collator(configuration, tokenizer),
-        eval_collator=None if seq2seq else CausalEvaluationCollator(tokenizer),
+        data_collator=training_collator(configuration, tokenizer),
+        eval_collator=evaluation_collator(configuration, tokenizer),
         train_dataset=prepared.train,
         eval_dataset=prepared.during_training or None,
         processing_class=tokenizer,
@@ -312,17 +256,6 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
         metrics=[*metrics, *flags.metrics],
         generation=_generation(configuration, tokenizer),
     )
-
-
-def _training_collator(configuration: RunConfiguration, tokenizer: PreTrainedTokenizerBase) -> Any:
-    multiple, memory = configuration.data.pad_to_multiple_of, configuration.memory
-    if configuration.model.task == "seq2seq":
-        return Seq2SeqCollator(tokenizer, multiple)
-    if memory is not None and memory.training != "standard":
-        return CausalMemoryCollator(tokenizer, memory.local_tokens)
-    if configuration.data.packing:
-        return CausalPackedCollator(tokenizer, multiple)
-    return CausalTrainingCollator(tokenizer, multiple)
 
 
 def _generation(configuration: RunConfiguration, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from graft.atomic_files import write_json
 from graft.retrieval.corpus.corpus import Corpus
 from graft.retrieval.corpus.corpus_retriever import CorpusRetriever
 from graft.retrieval.corpus.retro_dataset import RetroDataset
-from graft.trainer.retro_trainer import decayed_parameters
+from graft.trainer.retrieval_ability import decayed_parameters
 
 from .retrieval import (
     chunks_to_precalculated_knn_,

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from graft.retrieval.corpus.chunking import ChunkSettings
+from graft.retrieval.corpus.corpus import Corpus
+from graft.retrieval.corpus.document_sources import DatasetRows
+from graft.retrieval.corpus.embedder import ChunkEmbedder
+from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
 from graft.trainer.tokenizer_training import train_tokenizer
 
 TEXT = "the cat sat on a mat near an old house by the sea while rain fell all night and nobody came home"
@@ -101,3 +106,28 @@ def losses_of() -> Callable[[Path], dict[int, float]]:
         return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
     return losses
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory) -> Path:
+    """A folder with `corpus` and `held-out`, whose neighbours are in the first; chunks of 8, rows of 32 tokens."""
+    folder = tmp_path_factory.mktemp("corpora")
+    texts = [text(n, 30 + 5 * (n % 5)) for n in range(12)]
+    tokenizer = train_tokenizer(texts, vocab_size=320, model_max_length=128)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=320, max_position_embeddings=128, **sizes)).save_pretrained(folder / "encoder")
+    tokenizer.save_pretrained(folder / "encoder")
+    embedder = ChunkEmbedder(folder / "encoder")
+    settings = PreparationSettings(ChunkSettings(8), 2, 32, workers=1)
+    rows = DatasetRows([{"text": each} for each in texts])
+    corpus = prepare_corpus(rows, folder / "corpus", tokenizer, embedder, settings)
+    others = DatasetRows([{"text": text(n, 40)} for n in range(20, 24)])
+    prepare_corpus(others, folder / "held-out", tokenizer, embedder, settings, database=corpus)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def held_out(corpora: Path) -> Corpus:
+    """The held-out corpus of `corpora`."""
+    return Corpus(corpora / "held-out")

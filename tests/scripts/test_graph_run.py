@@ -10,6 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from graft.scripts.run import main
+from graft.trainer.arguments import ModelArguments
+from graft.trainer.loading import load_config
 
 TEXT_ONLY = [
     *("--data.target_column", "null", "--data.max_source_length", "32", "--data.scored_tokens", "8"),
@@ -113,3 +115,9 @@ def test_mistakes_are_one_line(make_run, tmp_path, capsys, task, options, messag
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, last), last
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_what_follows_from_sizes_follows_from_the_overrides():
+    sizes = {"hidden_size": 256, "num_attention_heads": 8}
+    model = ModelArguments(task="causal", from_config=True, config="llama", tokenizer="t", config_overrides=sizes)
+    assert load_config(model).head_dim == 32

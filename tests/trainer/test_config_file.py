@@ -115,7 +115,7 @@ def test_reading_leaves_the_given_blocks_alone(blocks):
         (["--learning_rat", "1"], "did you mean `training.learning_rate`"),
         (
             ["--zzzz", "1"],
-            "there are the blocks model, data, memory, graph, adapter, training, generation and the list metrics",
+            "there are the blocks model, data, memory, retrieval, graph, adapter, training, generation and the list",
         ),
         (
             ["--data.num_proc", "many"],

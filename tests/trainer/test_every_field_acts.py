@@ -279,7 +279,14 @@ def test_every_field_is_looked_at():
     assert MODEL.keys() | {"revision"} == {each.name for each in fields(ModelArguments)}
     assert ADAPTER.keys() == {each.name for each in fields(AdapterArguments)}
     assert MEMORY.keys() == {each.name for each in fields(UnlimiformerConfig)}
-    blocks = {"model", "data", "memory", "graph", "adapter"}
+    blocks = {
+        "model",
+        "data",
+        "memory",
+        "retrieval",
+        "graph",
+        "adapter",
+    }  # retrieval: tests/scripts/test_retrieval_run.py
     assert RUN.keys() | blocks == {each.name for each in fields(RunConfiguration)}
     inner = {"edges": EdgeTransformConfig, "sparse": SparseGraphConfig}
     inner |= {"adjacency": AdjacencyConfig, "latent": LatentConfig}

@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 from graft.configuration.configuration_retro import RetroConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM
 from graft.retrieval.corpus.retro_collator import DataCollatorForRetro
-from graft.trainer.retro_trainer import RetroTrainer, decayed_parameters, scored_bytes, shuffled_neighbours
+from graft.trainer.retrieval_ability import decayed_parameters, scored_bytes, shuffled_neighbours
+from graft.trainer.retro_trainer import RetroTrainer
 
 CHUNK, LENGTH, VOCABULARY = 8, 24, 24
 
