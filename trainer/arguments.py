@@ -187,9 +187,9 @@ class AdapterArguments:
     """A small set of trained weights on a frozen base.
 
     Args:
-        type: "lora" (Hu et al. 2021, arXiv 2106.09685), or "sparse_gin", a graph network beside the attention of a
-            causal model (arXiv 2501.02393).
-        options: of "sparse_gin": fields of SparseGINConfig. The next four are of "lora".
+        type: "lora" (Hu et al. 2021, arXiv 2106.09685); or of a causal model: "sparse_gin", a graph network beside its
+            attention (arXiv 2501.02393), or "retrofit", cross-attention to retrieved neighbours (arXiv 2112.04426).
+        options: fields of SparseGINConfig or RetroFitConfig. The next four are of "lora".
         r: rank.
         alpha: the update is scaled by alpha / r.
         dropout: on the input of the update, in [0, 1).
@@ -197,7 +197,7 @@ class AdapterArguments:
         base_model: what the saved adapter names as its base, if it is not `model.name`.
     """
 
-    type: Literal["lora", "sparse_gin"] = "lora"
+    type: Literal["lora", "sparse_gin", "retrofit"] = "lora"
     options: dict[str, Any] = field(default_factory=dict)
     r: int = 8
     alpha: int | float = 16
@@ -214,14 +214,16 @@ class AdapterArguments:
             raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
 
     def validate_type(self) -> None:
-        """Refuse options of the other type, which would do nothing."""
+        """Refuse options of another type, which would do nothing."""
         if self.type == "lora":
             if self.options:
-                raise ValueError(f"`options` are of `type` 'sparse_gin', got {self.options} with 'lora'.")
+                raise ValueError(
+                    f"`options` are of `type` 'sparse_gin' or 'retrofit', got {self.options} with 'lora'."
+                )
             return
         defaults = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None}
         if given := [name for name, default in defaults.items() if getattr(self, name) != default]:
-            raise ValueError(f"`{given[0]}` is of `type` 'lora'; 'sparse_gin' takes its fields in `options`.")
+            raise ValueError(f"`{given[0]}` is of `type` 'lora'; {self.type!r} takes its fields in `options`.")
 
 
 @strict

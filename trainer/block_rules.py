@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.arguments import LIKELIHOOD_VIEWS, RunConfiguration, View
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.graph_adapter import graph_adapter_config
 from graft.trainer.metrics import METRIC_VALUES, TOKEN_METRICS, metric_named
+from graft.trainer.own_adapters import own_adapter_config
 from graft.trainer.retrieval_ability import VIEWS
 from graft.trainer.retrieval_rules import check_retrieval
 
@@ -217,13 +217,19 @@ def _check_graph(configuration: RunConfiguration) -> None:
 
 
 def _check_adapter(configuration: RunConfiguration) -> None:
-    if configuration.adapter is None or configuration.adapter.type == "lora":
+    adapter = configuration.adapter
+    if adapter is None or adapter.type == "lora":
         return
     if configuration.model.task != "causal":
         raise ConfigurationError(
-            f"`adapter.type` 'sparse_gin' is for `model.task` 'causal', got {configuration.model.task!r}."
+            f"`adapter.type` {adapter.type!r} is for `model.task` 'causal', got {configuration.model.task!r}."
         )
-    graph_adapter_config(configuration.adapter)
+    if adapter.type == "retrofit" and configuration.retrieval is None:
+        raise ConfigurationError(
+            "`adapter.type` 'retrofit' learns to read neighbours, but there is no block `retrieval`: add it (`{}` "
+            "takes the defaults), with prepared corpora as `data.train` and `data.validation`."
+        )
+    own_adapter_config(adapter)
 
 
 def _check_generation(configuration: RunConfiguration) -> None:

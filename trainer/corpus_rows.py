@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from graft.retrieval.corpus.retro_dataset import RetroDataset
 from graft.retrieval.corpus.tokenizers_of_corpora import tokenizer_hash
 from graft.trainer.arguments import DataArguments, RetrievalArguments, RunConfiguration
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.own_adapters import own_adapter_config
 
 logger = logging.getLogger(__name__)
 
@@ -90,12 +92,19 @@ def reader_of(configuration: RunConfiguration, config: PreTrainedConfig) -> Any:
     """What has the `chunk_size` and the `pad_token_id` that the run's model reads neighbours with.
 
     Raises:
-        ConfigurationError: the model reads none.
+        ConfigurationError: the model reads none, or the options of a retro-fit do not fit it.
     """
+    if configuration.adapter is not None and configuration.adapter.type == "retrofit":
+        try:
+            return own_adapter_config(configuration.adapter).retro_config(config)
+        except (StrictDataclassError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"`adapter.options`: {' '.join(str(error.__cause__ or error).split())}"
+            ) from error
     if not hasattr(config, "chunk_size") or not hasattr(config, "cross_attention_layers"):
         raise ConfigurationError(
             f"The block `retrieval` needs a model that reads neighbours, such as 'graft_retro', but the model is a "
-            f"{config.model_type}."
+            f"{config.model_type}: use another, or let it learn to with `adapter.type` 'retrofit'."
         )
     return config
 

@@ -25,8 +25,8 @@ import graft.registration  # noqa: F401  (our own classes load without consent t
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.arguments import AdapterArguments, ModelArguments
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.graph_adapter import with_graph_adapter
 from graft.trainer.kernel_repositories import refuse_kernel_repositories
+from graft.trainer.own_adapters import with_own_adapter
 from graft.trainer.tokenizer_training import TRAIN, trained_tokenizer
 from graft.trainer.trainable_parameters import count_trainable_parameters
 
@@ -154,7 +154,7 @@ def load_model(model: ModelArguments, config: PreTrainedConfig, trust_remote_cod
 
 
 def with_adapter(model: Any, adapter: AdapterArguments, arguments: ModelArguments) -> nn.Module:
-    """The model with LoRA on its projections, or with a graph network; only these are trained.
+    """The model with LoRA on its projections, or with weights of our own; only these are trained.
 
     Raises:
         ConfigurationError: the base has random weights nobody else has, or no linear layer has such a name.
@@ -164,8 +164,8 @@ def with_adapter(model: Any, adapter: AdapterArguments, arguments: ModelArgument
             "The block `adapter` needs a base with weights, but `model.from_config` starts from random ones, which "
             "the saved adapter would lack."
         )
-    if adapter.type == "sparse_gin":
-        return with_graph_adapter(model, adapter, arguments)
+    if adapter.type != "lora":
+        return with_own_adapter(model, adapter, arguments)
     lora = LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM if arguments.task == "seq2seq" else TaskType.CAUSAL_LM,
         r=adapter.r,

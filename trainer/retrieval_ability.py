@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState
 
+from graft.modeling.retro.retrofit_config import RetroFitConfig
 from graft.trainer.abilities import Batch, Part, Read
 from graft.trainer.arguments import RetrievalArguments, View
+from graft.trainer.graph_ability import changed_settings
+from graft.trainer.own_adapters import adapter_options
 from graft.trainer.token_losses import IGNORED
 
 VIEWS: tuple[View, ...] = ("retrieved", "without", "random")
@@ -62,6 +65,23 @@ class RetrievalAbility:
             "**Retrieval (RETRO).** Each chunk of the text is looked up in a corpus, and the next one reads what was "
             "found through chunked cross-attention. `retrieved` is evaluated with the neighbours found, `without` "
             "with none, `random` with those of other chunks: retrieval is used if the first loss is the lowest." + read
+        )
+
+
+class RetroFitAbility(RetrievalAbility):
+    """The same, by new weights on a frozen base."""
+
+    def __init__(self, retrieval: RetrievalArguments, config: RetroFitConfig) -> None:
+        super().__init__(retrieval)
+        known = adapter_options(RetroFitConfig)
+        self.options = {name: value for name, value in config.to_dict().items() if name in known}
+
+    def card_section(self) -> str:
+        """The same, and which weights are new."""
+        settings = changed_settings(self.options, RetroFitConfig().to_dict())
+        return (
+            f"{super().card_section()} An encoder of neighbours and the cross-attention were added to the frozen base "
+            f"(retro-fit), which is what `without` evaluates. Settings: {settings}."
         )
 
 

@@ -37,12 +37,13 @@ from graft.trainer.corpus_rows import check_corpora, reader_of
 from graft.trainer.data import load_splits, prepare_evaluation
 from graft.trainer.document_chunks import keep_chunk_texts
 from graft.trainer.graph_ability import GraphAbility, GraphPlots, train_graph, with_graph
-from graft.trainer.graph_adapter import GraphAdapterAbility, graph_adapter_config
+from graft.trainer.graph_adapter import GraphAdapterAbility
 from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
+from graft.trainer.own_adapters import own_adapter_config
 from graft.trainer.packed_rows import check_reads_packed_rows
 from graft.trainer.resuming import train_or_go_on
-from graft.trainer.retrieval_ability import RetrievalAbility
+from graft.trainer.retrieval_ability import RetrievalAbility, RetroFitAbility
 from graft.trainer.run_plan import plan_of
 from graft.trainer.run_record import record_before, run_record, write_record
 from graft.trainer.run_rows import (
@@ -233,13 +234,16 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
     metrics = [metric_named(metric) for metric in configuration.metrics if metric not in TOKEN_METRICS]
     abilities: list[Ability] = [] if configuration.memory is None else [MemoryAbility(configuration.memory)]
     callbacks: list[TrainerCallback] = [Throughput(), LossCurve(), GenerationSamples()]
-    if configuration.retrieval is not None:
-        abilities.append(RetrievalAbility(configuration.retrieval))
+    adapter, retrieval = configuration.adapter, configuration.retrieval
+    if retrieval is not None and adapter is not None and adapter.type == "retrofit":
+        abilities.append(RetroFitAbility(retrieval, own_adapter_config(adapter)))
+    elif retrieval is not None:
+        abilities.append(RetrievalAbility(retrieval))
     if configuration.graph is not None:
         abilities.append(GraphAbility(configuration.graph, prepared.config))
         callbacks.append(GraphPlots())
-    if configuration.adapter is not None and configuration.adapter.type == "sparse_gin":
-        abilities.append(GraphAdapterAbility(graph_adapter_config(configuration.adapter)))
+    if adapter is not None and adapter.type == "sparse_gin":
+        abilities.append(GraphAdapterAbility(own_adapter_config(adapter)))
     if configuration.early_stopping_patience is not None:
         patience, threshold = configuration.early_stopping_patience, configuration.early_stopping_threshold
         callbacks.append(EarlyStoppingCallback(patience, threshold))

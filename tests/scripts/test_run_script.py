@@ -134,7 +134,7 @@ def test_a_resumed_graph_adapter_equals_one_that_was_not_stopped(make_run, tmp_p
         ("causal", ["--adapter.options", '{"rank": "wide"}'], "`adapter.options`.*rank"),
         ("causal", ["--adapter.options", '{"layers_to_transform": [7]}'], "layers_to_transform.*7"),
         ("causal", ["--adapter.r", "4"], "`r` is of `type` 'lora'"),
-        ("causal", ["--adapter.type", "lora"], "`options` are of `type` 'sparse_gin'"),
+        ("causal", ["--adapter.type", "lora"], "`options` are of `type` 'sparse_gin' or 'retrofit'"),
         ("seq2seq", [], "for `model.task` 'causal', got 'seq2seq'"),
     ],
 )
