@@ -99,7 +99,7 @@ def test_a_way_is_chosen_only_if_it_beats_the_window_alone_by_the_margin(losses,
     bounds = [float(d.mean() + margin * d.std(unbiased=True) / 2) for d in differences]
     assert trials[0].bound(margin) == pytest.approx(min([0.0, *bounds]), abs=1e-12)
     if trials[0].config is not None:
-        assert float(trials[0].losses.mean()) < float(plain.mean())
+        assert float(trials[0].losses.mean()) < float(plain.mean()) + 1e-12  # a tie may be rounded to either side
     stricter = ranked(plain, list(zip(configs, others, strict=True)), margin + more)
     assert trials[0].config is not None or stricter[0].config is None
 

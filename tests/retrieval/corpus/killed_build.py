@@ -2,8 +2,9 @@
 
 python killed_build.py TEXTS ENCODER SCRATCH SEED WORKERS KILLS INDEX
 
-Imports once, then forks one child per attempt and ends it by SIGKILL after a random time. Prints one JSON object: the
-stages in which the kills fell, and the names of files that differ from those of an uninterrupted build by one worker.
+Imports once, then forks one child per attempt and ends it by SIGKILL: by turns at any time, and soon after a stage has
+begun, however long others take on a busy machine. Prints one JSON object: the stages in which the kills fell, and the
+names of files that differ from those of an uninterrupted build by one worker.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from graft.retrieval.corpus.embedder import ChunkEmbedder
 from graft.retrieval.corpus.manifest import Manifest
 from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
 from graft.retrieval.corpus.stage import stages_so_far
+
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT  # asks whether a child has ended, and leaves it to be waited for
 
 
 def build(folder: Path, texts: Path, embedder: ChunkEmbedder, index: str, workers: int) -> None:
@@ -48,6 +51,15 @@ def stage_under_way(folder: Path) -> str:
     return next((stage for stage, state in states.items() if state == "running"), "between")
 
 
+def wait_for_stage(folder: Path, child: int, rng: random.Random) -> None:
+    """Return a little after the child has begun one of the next two stages, or when it has ended."""
+    states = stages_so_far(Manifest.read(folder)) if (folder / "manifest.json").exists() else {"tokenize": "missing"}
+    wanted = rng.choice([stage for stage, state in states.items() if state != "complete"][:2] or ["none"])
+    while stage_under_way(folder) != wanted and os.waitid(os.P_PID, child, ENDED) is None:
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0, 0.01))
+
+
 def digests(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -67,7 +79,10 @@ def main() -> None:
         attempt += 1
         while True:
             child = start(folder, texts, embedder, index, workers)
-            time.sleep(rng.uniform(0, whole_seconds * 0.8))
+            if len(hit) % 2:
+                wait_for_stage(folder, child, rng)
+            else:
+                time.sleep(rng.uniform(0, whole_seconds * 0.8))
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 assert status == 0, status
