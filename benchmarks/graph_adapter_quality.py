@@ -131,7 +131,8 @@ ARMS = {
 }
 PAIRS = [
     *(("LoRA", "base"), ("itself only", "LoRA"), ("attention", "LoRA"), ("attention", "itself only")),
-    *(("attention", "random tokens"), ("LoRA + attention", "LoRA"), ("entities", "random tokens")),
+    *(("random tokens", "LoRA"), ("LoRA + attention", "LoRA")),
+    *(("attention", "random tokens"), ("entities", "random tokens")),
     *(("attention + entities", "attention"), ("attention + entities", "attention + shuffled entities")),
     ("attention + entities", "attention + rewired entities"),
 ]

@@ -4,6 +4,7 @@ No module of the base is replaced or renamed, so LoRA fits beside them. Each met
 the base reads them.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -68,15 +69,15 @@ class HookedTuner(BaseTuner):
         # A reference of our own: another method's `unload` takes the base's away.
         self.peft_config: dict[str, Any] = self.peft_config
 
+    @abstractmethod
     def make_adapter(self, model: PreTrainedModel, config: Any, adapter_name: str) -> nn.Module:
         """New weights for `model`, or an error that says why it can have none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def install(
         self, attachment: Attachment, model: PreTrainedModel, adapter: nn.Module, is_active: Callable[[], bool]
     ) -> None:
         """Let `model` read `adapter` while `is_active()`, until `attachment` is removed."""
-        raise NotImplementedError
 
     def inject_adapter(
         self,

@@ -15,9 +15,9 @@ _FOLDERS = ("train", "validation", "test")
 _OF_CORPORA = (
     *_FOLDERS,
     *("max_train_samples", "max_eval_samples", "max_test_samples", "sample_seed", "test_slice"),
-    *("eval_during_training", "eval_views", "target_column"),
+    *("eval_during_training", "eval_views"),
 )
-"""Fields of the block `data` that mean something for rows of a corpus; the last is never asked for."""
+"""Fields of the block `data` that mean something for rows of a corpus."""
 
 
 def check_retrieval(configuration: RunConfiguration) -> None:

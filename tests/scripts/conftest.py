@@ -1,6 +1,7 @@
 """A tiny model, its data and a configuration file for the runs in these tests."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,20 @@ def losses_of() -> Callable[[Path], dict[int, float]]:
         return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
     return losses
+
+
+@pytest.fixture
+def interrupt() -> Callable[[Path], None]:
+    """A function that leaves of a run of four steps what a kill behind its second one would have left."""
+
+    def undo(folder: Path) -> None:
+        shutil.rmtree(folder / "checkpoint-4")
+        for file in [*folder.glob("*.safetensors"), folder / "trainer_state.json"]:
+            file.unlink()
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
+
+    return undo
 
 
 @pytest.fixture(scope="session")

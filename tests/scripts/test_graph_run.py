@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from stranger import program_without, run_program, snippet_of
 
 from graft.scripts.run import main
 from graft.trainer.arguments import ModelArguments
@@ -37,11 +36,9 @@ def test_graph_layers_on_a_checkpoint_train_alone_and_the_folder_loads_where_gra
     assert "- graph\n" in card
     assert "2501.02393" in card
     assert "unlimiformer" not in card
-    hidden = "import sys\nsys.modules['graft'] = None\n"
-    snippet = card.partition("```python\n")[2].partition("```")[0]
+    snippet = snippet_of(card)
     assert "trust_remote_code=True" in snippet
-    done = subprocess.run([sys.executable, "-c", hidden + snippet], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_program(program_without("graft") + snippet)
 
 
 def test_a_run_from_scratch_follows_the_recipe_and_learns(make_run, tmp_path, losses_of):
@@ -68,18 +65,12 @@ def test_a_run_from_scratch_follows_the_recipe_and_learns(make_run, tmp_path, lo
     assert "eval_truncated_bits_per_byte" in json.loads((folder / "run.json").read_text())["results"]
 
 
-def test_a_resumed_run_equals_one_that_was_not_stopped(make_run, tmp_path, losses_of):
+def test_a_resumed_run_equals_one_that_was_not_stopped(make_run, tmp_path, losses_of, interrupt):
     config = str(make_run("causal"))
     options = [*TEXT_ONLY, *SPARSE]
     assert main([config, *options]) == 0
     whole = losses_of(tmp_path / "out")
-    import shutil
-
-    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
-    for name in ("model.safetensors", "trainer_state.json"):
-        (tmp_path / "out" / name).unlink()
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
-    (tmp_path / "out" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    interrupt(tmp_path / "out")
     assert main(["--resume", str(tmp_path / "out")]) == 0
     assert losses_of(tmp_path / "out") == whole
 

@@ -2,14 +2,12 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from stranger import program_without, run_program, snippet_of
 from transformers import AutoModelForCausalLM
 
 import graft.registration  # noqa: F401
@@ -94,12 +92,7 @@ def test_a_run_trains_evaluates_in_three_views_and_the_folder_loads_where_graft_
     assert "- retro\n" in card
     assert "trained with 2 of them" in card
     assert "2112.04426" in card
-    snippet = card.partition("```python\n")[2].partition("```")[0]
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys\nsys.modules['graft'] = None\n" + snippet],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_program(program_without("graft") + snippet_of(card))
 
 
 def test_embeddings_norms_and_null_slots_do_not_decay(make_config):
@@ -113,15 +106,11 @@ def test_embeddings_norms_and_null_slots_do_not_decay(make_config):
     assert decayed
 
 
-def test_a_resumed_run_equals_one_that_was_not_stopped(make_config, tmp_path, losses_of):
+def test_a_resumed_run_equals_one_that_was_not_stopped(make_config, tmp_path, losses_of, interrupt):
     assert main([make_config()]) == 0
     out = tmp_path / "out"
     whole = losses_of(out)
-    shutil.rmtree(out / "checkpoint-4")
-    for name in ("model.safetensors", "trainer_state.json"):
-        (out / name).unlink()
-    record = json.loads((out / "run.json").read_text())
-    (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    interrupt(out)
     assert main(["--resume", str(out)]) == 0
     assert losses_of(out) == whole
     assert json.loads((out / "run.json").read_text())["training"]["resumed_from"] == "checkpoint-2"
@@ -150,6 +139,21 @@ def test_a_finished_run_is_trained_on_and_its_test_rows_are_scored(make_config, 
     assert "test_loss" in results
     assert "eval_without_loss" not in results
     assert len((tmp_path / "on" / "predictions" / "test.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_finished_run_is_evaluated_without_training_rows(make_config, tmp_path):
+    assert main([make_config()]) == 0
+    blocks = json.loads(Path(make_config()).read_text())
+    before = json.loads((tmp_path / "out" / "run.json").read_text())["results"]
+    blocks["model"] = {"task": "causal", "name": str(tmp_path / "out")}
+    blocks["data"]["train"] = None
+    blocks["training"] |= {"do_train": False, "eval_strategy": "no", "output_dir": str(tmp_path / "scored")}
+    path = tmp_path / "scored.json"
+    path.write_text(json.dumps(blocks))
+    assert main([str(path)]) == 0
+    results = json.loads((tmp_path / "scored" / "run.json").read_text())["results"]
+    for view in VIEWS:
+        assert results[f"eval_{view}_loss"] == pytest.approx(before[f"eval_{view}_loss"], rel=1e-5)
 
 
 def test_rows_are_chosen_in_order_or_drawn(corpora, make_config):
@@ -181,6 +185,7 @@ def test_a_field_of_retrieval_acts(make_config, field, value):
         ({"memory": {}}, [], "`retrieval` and `memory` exclude each other"),
         ({"graph": {}}, [], "`retrieval` and `graph` exclude each other"),
         ({"data": {"source_column": "body"}}, [], "`data.source_column` would do nothing"),
+        ({"data": {"target_column": "summary"}}, [], "`data.target_column` would do nothing"),
         ({"data": {"dataset": "somewhere", "train": None, "validation": None}}, [], "`data.dataset` would do nothing"),
         ({"data": {"validation": "absent"}}, [], "`data.validation` must be the folder.*corpus.*'absent'"),
         ({"data": {"eval_views": ["full"]}}, [], "holds 'full', but rows with neighbours are evaluated as retrieved"),

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -83,15 +82,11 @@ def test_new_weights_train_alone_and_are_loaded_again(make_config, held_out, tmp
     assert card.count("@inproceedings{borgeaud2022retro") == 1
 
 
-def test_a_resumed_run_equals_one_that_was_not_stopped(make_config, tmp_path, losses_of):
+def test_a_resumed_run_equals_one_that_was_not_stopped(make_config, tmp_path, losses_of, interrupt):
     assert main([make_config()]) == 0
     out = tmp_path / "out"
     whole = losses_of(out)
-    shutil.rmtree(out / "checkpoint-4")
-    for name in ("adapter_model.safetensors", "trainer_state.json"):
-        (out / name).unlink()
-    record = json.loads((out / "run.json").read_text())
-    (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    interrupt(out)
     assert main(["--resume", str(out)]) == 0
     assert losses_of(out) == whole
     assert json.loads((out / "run.json").read_text())["training"]["resumed_from"] == "checkpoint-2"

@@ -2,13 +2,11 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from stranger import run_program, snippet_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from graft.scripts.generate import main as generate
@@ -82,9 +80,7 @@ def test_adapter_run_saves_the_adapter_alone_and_its_card_snippet_runs(make_run,
     assert all("lora" in name for name in load_file(out / "adapter_model.safetensors"))
     card = (out / "README.md").read_text()
     assert "library_name: peft" in card
-    snippet = card.partition("```python\n")[2].partition("```")[0]
-    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_program(snippet_of(card))
 
 
 GRAPH_ADAPTER = ["--adapter.type", "sparse_gin", "--adapter.options", '{"rank": 8, "scale_first": 0.5}']
@@ -107,20 +103,14 @@ def test_graph_adapter_is_trained_alone_and_its_card_snippet_runs(make_run, tmp_
     card = (out / "README.md").read_text()
     assert "adapted (sparse GIN) from" in card
     assert "`rank=8`" in card
-    snippet = card.partition("```python\n")[2].partition("```")[0]
-    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_program(snippet_of(card))
 
 
-def test_a_resumed_graph_adapter_equals_one_that_was_not_stopped(make_run, tmp_path, losses_of):
+def test_a_resumed_graph_adapter_equals_one_that_was_not_stopped(make_run, tmp_path, losses_of, interrupt):
     assert main([str(make_run("causal")), *GRAPH_ADAPTER, *SCORED]) == 0
     out = tmp_path / "out"
     whole, weights = losses_of(out), load_file(out / "adapter_model.safetensors")
-    shutil.rmtree(out / "checkpoint-4")
-    for name in ("adapter_model.safetensors", "trainer_state.json"):
-        (out / name).unlink()
-    record = json.loads((out / "run.json").read_text())
-    (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    interrupt(out)
     assert main(["--resume", str(out)]) == 0
     assert losses_of(out) == whole
     again = load_file(out / "adapter_model.safetensors")
@@ -230,10 +220,9 @@ def test_adapter_is_trained_plainly_and_evaluated_with_memory(make_run, tmp_path
     assert json.loads((out / "memory.json").read_text())["local_tokens"] == 8
     card = (out / "README.md").read_text()
     assert "`local_tokens=8`" in card
-    snippet = card.partition("```python\n")[2].partition("```")[0].replace("A long document", "the cat " * 60)
+    snippet = snippet_of(card).replace("A long document", "the cat " * 60)
     assert "model.get_base_model(), UnlimiformerConfig(window=24, local_tokens=8)" in snippet
-    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_program(snippet)
     assert generate([str(out), "--prompt", "the cat " * 60, "--question", "", "--max_new_tokens", "3"]) == 0
 
 

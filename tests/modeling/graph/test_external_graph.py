@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tiny_decoders import tiny_decoder
+from tiny_graphs import GRAPHS, LENGTH, chunks, edges
 from transformers import DynamicCache
 
 from graft import ChunkGraph, TokenEdges
@@ -19,7 +20,6 @@ register_with_peft()
 
 FAMILIES = ["gpt2", "llama", "mistral"]
 MODES = ["causal", "external_only"]
-LENGTH = 13
 
 
 def fit(family="llama", seed=1, **options):
@@ -36,22 +36,6 @@ def fit(family="llama", seed=1, **options):
 
 def ids(batch=2, length=LENGTH, seed=0):
     return torch.randint(3, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def chunks(batch=2, length=LENGTH, count=4, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    chunk_ids = torch.randint(0, count, (batch, length), generator=rng).sort(1).values
-    return ChunkGraph(chunk_ids, 2 * torch.rand(batch, count, count, generator=rng, dtype=torch.float64).tril())
-
-
-def edges(batch=2, length=LENGTH, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    pairs = torch.randint(0, length, (40, 2), generator=rng).sort(1, descending=True).values
-    index = torch.cat([torch.randint(0, batch, (40, 1), generator=rng), pairs], 1)
-    return TokenEdges(index, torch.rand(40, generator=rng, dtype=torch.float64), batch)
-
-
-GRAPHS = {"chunks": chunks, "edges": edges}
 
 
 def logits(model, tokens, **inputs):

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from tiny_graph_llamas import SMALLER
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graft.configuration.configuration_gnn import LlamaGNNConfig
@@ -12,17 +13,6 @@ from graft.modeling.graph.graph_recorder import GraphRecorder
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
 from graft.modeling.transformers_compat import cache_argument, cache_of
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "initializer_range": 0.4,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
 SPARSE = {"attention": "llama", "sparse": {"rank": 6, "scale_first": 0.4}}
 VARIANTS = {
     "sparse": SPARSE,
@@ -40,7 +30,7 @@ VARIANTS = {
 
 def build(options, **changes):
     torch.manual_seed(0)
-    model = LlamaForCausalLMWithGNN(LlamaGNNConfig(**{**SIZES, **changes}, gnn_config=options)).eval()
+    model = LlamaForCausalLMWithGNN(LlamaGNNConfig(**{**SMALLER, **changes}, gnn_config=options)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -262,7 +252,7 @@ def test_a_recorder_in_use_cannot_begin_again():
 @torch.no_grad()
 def test_a_plain_llama_shows_its_attention_and_a_mixed_model_all_of_its_layers():
     torch.manual_seed(0)
-    plain = LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="eager")).eval()
+    plain = LlamaForCausalLM(LlamaConfig(**SMALLER, attn_implementation="eager")).eval()
     with GraphRecorder(plain) as recorder:
         weights = plain(ids(1), output_attentions=True).attentions[1][0].mean(0)
     torch.testing.assert_close(recorder.adjacency(1).to_dense(), weights, atol=1e-6, rtol=0)

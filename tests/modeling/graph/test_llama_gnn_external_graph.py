@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tiny_graph_llamas import SIZES
+from tiny_graphs import GRAPHS, LENGTH, chunks
 from transformers import DynamicCache
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -13,20 +15,6 @@ from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
 from graft.modeling.graph.sparse_graph_layers import SparseGraphUpdate
 from graft.modeling.transformers_compat import cache_argument, cache_of
 
-LENGTH = 13
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "intermediate_size": 40,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
 SPARSE = {"rank": 8, "num_layers": 2, "scale_first": 0.5}
 PER_HEAD = {**SPARSE, "per_head": True, "mixes_heads": True}
 
@@ -65,22 +53,6 @@ def build(options):
 
 def tokens(batch=2, length=LENGTH, seed=0):
     return torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def chunks(batch=2, length=LENGTH, count=4, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    ids = torch.randint(-1, count, (batch, length), generator=rng).sort(1).values
-    return ChunkGraph(ids, 4 * torch.rand(batch, count, count, generator=rng, dtype=torch.float64).tril())
-
-
-def edges(batch=2, length=LENGTH, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    pairs = torch.randint(0, length, (60, 2), generator=rng).sort(1, descending=True).values
-    index = torch.cat([torch.randint(0, batch, (60, 1), generator=rng), pairs], 1)
-    return TokenEdges(index, torch.rand(60, generator=rng, dtype=torch.float64), batch)
-
-
-GRAPHS = {"chunks": chunks, "edges": edges}
 
 
 def written_out(graph, batch=2, length=LENGTH):

@@ -8,22 +8,12 @@ import sys
 import pytest
 import torch
 from stranger import program_without
+from tiny_graph_llamas import SMALLER
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "initializer_range": 0.4,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
 VARIANTS = {
     "gin": {"edges": {"transform": "silu"}, "output_projection": True, "mlp_ratio": 2.0},
     "differential": {"base_attention": True, "scale": 0.3, "differential": True, "differential_norm": True},
@@ -49,7 +39,7 @@ VARIANTS = {
 
 def build_model(variant, **changes):
     torch.manual_seed(0)
-    model = LlamaForCausalLMWithGNN(LlamaGNNConfig(**{**SIZES, **changes}, gnn_config=VARIANTS[variant])).eval()
+    model = LlamaForCausalLMWithGNN(LlamaGNNConfig(**{**SMALLER, **changes}, gnn_config=VARIANTS[variant])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -74,7 +64,7 @@ def test_a_loaded_model_gives_the_same_logits_and_has_the_same_options(variant, 
 
 
 def test_numbers_that_no_checkpoint_holds_are_set_though_weights_are_built_without_memory(tmp_path):
-    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    LlamaForCausalLM(LlamaConfig(**SMALLER)).save_pretrained(tmp_path)
     options = VARIANTS["cg_interpolate"], VARIANTS["differential"], VARIANTS["pna_vector"]
     models = [LlamaForCausalLMWithGNN.from_pretrained(tmp_path, gnn_config=each) for each in options]
     mixed, differential, vector = (model.model.layers[1].self_attn for model in models)
@@ -88,10 +78,10 @@ def test_numbers_that_no_checkpoint_holds_are_set_though_weights_are_built_witho
 
 @pytest.mark.parametrize("variant", ["heads", "learned", "hops", "aggregations"])
 def test_new_weights_beside_a_plain_llama_begin_as_in_a_new_model(tmp_path, variant):
-    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    LlamaForCausalLM(LlamaConfig(**SMALLER)).save_pretrained(tmp_path)
     torch.manual_seed(1)
     loaded = LlamaForCausalLMWithGNN.from_pretrained(tmp_path, gnn_config=VARIANTS[variant])
-    fresh = LlamaForCausalLMWithGNN(LlamaGNNConfig(**SIZES, gnn_config=VARIANTS[variant]))
+    fresh = LlamaForCausalLMWithGNN(LlamaGNNConfig(**SMALLER, gnn_config=VARIANTS[variant]))
     plain = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
     for name, weight in loaded.state_dict().items():
         assert weight.isfinite().all(), name
@@ -99,7 +89,7 @@ def test_new_weights_beside_a_plain_llama_begin_as_in_a_new_model(tmp_path, vari
         if name in plain and plain[name].shape == weight.shape:
             assert torch.equal(weight, plain[name]), name
         elif weight.numel() < 30 and weight.unique().numel() > 1:  # few numbers drawn anew
-            assert weight.abs().max() < 6 * SIZES["initializer_range"], name
+            assert weight.abs().max() < 6 * SMALLER["initializer_range"], name
         else:  # many drawn anew, or all the same
             expected = expected.double()
             assert float(weight.double().std(correction=0)) == pytest.approx(

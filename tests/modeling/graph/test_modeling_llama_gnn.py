@@ -2,25 +2,13 @@
 
 import pytest
 import torch
+from tiny_graph_llamas import SIZES
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaDecoderLayerWithGNN, LlamaForCausalLMWithGNN
 from graft.modeling.transformers_compat import cache_argument, cache_of
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "intermediate_size": 40,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
 SPARSE = {"rank": 8, "num_layers": 2, "scale_first": 0.5}
 LATENT = {"tokens_per_latent": [3, 4]}
 BESIDE = {"base_attention": True, "scale": 0.5}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from tiny_decoders import tiny_decoder
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
@@ -466,6 +467,12 @@ def test_the_readme_shape_has_as_many_parameters_as_the_paper_says():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(REFUSED, match=message):
         SparseGINConfig(**options)
+
+
+def test_a_peft_that_cannot_be_extended_is_refused_by_its_version(monkeypatch):
+    monkeypatch.delattr(BaseTuner, "_get_adapter_state_dict")
+    with pytest.raises(ImportError, match=r"SPARSE_GIN as a PEFT method needs peft 0\.21 or newer, this is \d"):
+        register_with_peft()
 
 
 def test_layers_and_families_that_are_not_there_are_refused():
