@@ -134,7 +134,8 @@ def main(argv=None):
     for figures in rows:
         print(figures)
     settings = vars(arguments) | {"original": bool(arguments.original)}
-    print(keep(f"retro_generate-{arguments.shape}", settings, rows, about))
+    name = f"retro_generate-{arguments.shape}-{about['capability'].lower()}"  # who is faster hangs on the processor
+    print(keep(name, settings, rows, about))
 
 
 if __name__ == "__main__":

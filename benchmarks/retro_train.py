@@ -146,7 +146,8 @@ def main(argv=None):
         )
         print(rows[-1])
     settings = {**vars(arguments), "original": bool(arguments.original)}
-    print(keep(f"retro_train-{arguments.shape}-dropout-{arguments.dropout}", settings, rows, about))
+    capability = about["capability"].lower()  # who is faster hangs on the processor
+    print(keep(f"retro_train-{arguments.shape}-dropout-{arguments.dropout}-{capability}", settings, rows, about))
 
 
 if __name__ == "__main__":
