@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from graft.scripts.exit_codes import exit_code
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.documentation import DEBIAN_DOCUMENTATION, PACKAGES
 from graft.trainer.documentation_dataset import DocumentationSettings, build_documentation_dataset
@@ -31,8 +32,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, build, say where the result lies."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return exit_code("build_documentation_dataset", lambda: _build(arguments), (ConfigurationError,))
+
+
+def _build(arguments: argparse.Namespace) -> None:
     settings = DocumentationSettings(
         packages=tuple(arguments.packages),
         debian=arguments.debian,
@@ -40,13 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         least_body_words=arguments.least_body_words,
         least_document_words=arguments.least_document_words,
     )
-    try:
-        counts = build_documentation_dataset(arguments.output, settings)
-    except ConfigurationError as error:
-        logger.error("%s", error)
-        return 2
+    counts = build_documentation_dataset(arguments.output, settings)
     logger.info("%s are in %s", ", ".join(f"{name}: {rows}" for name, rows in counts.items()), arguments.output)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Build a graph of what texts name, and of what stands together in their sentences.
 
-python scripts/build_knowledge_graph.py books/ --out graph/
-python scripts/build_knowledge_graph.py chunks.parquet --out graph/ --extractor gazetteer:names.txt
+graft-knowledge-graph books/ --out graph/
+graft-knowledge-graph chunks.parquet --out graph/ --extractor gazetteer:names.txt
 
 It writes graph.graphml, graph.json, mentions.parquet, merges.json, graph.png and graph.html.
 After a kill, the same command goes on.
@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from graft.scripts.exit_codes import GOES_ON, exit_code
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build; 2 and one line on stderr for a user's mistake."""
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        return _build(given)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"graft-knowledge-graph: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return exit_code("graft-knowledge-graph", lambda: _build(given), when_interrupted=GOES_ON)
 
 
-def _build(given: argparse.Namespace) -> int:
+def _build(given: argparse.Namespace) -> None:
     from graft.graphs.knowledge_graph.chunk_sources import read_chunks
     from graft.graphs.knowledge_graph.corpus_graph import build_knowledge_graph
     from graft.graphs.knowledge_graph.graph_building import GraphSettings
@@ -75,7 +72,6 @@ def _build(given: argparse.Namespace) -> int:
         *(len(chunks), len(found.mentions), len(found.graph), found.graph.number_of_edges(), len(found.merges)),
         given.out / "graph.html",
     )
-    return 0
 
 
 if __name__ == "__main__":

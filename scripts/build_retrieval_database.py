@@ -1,17 +1,18 @@
 """Cut documents into chunks, embed them, and write each chunk's neighbours; interrupted, the same command goes on.
 
-python scripts/build_retrieval_database.py books/ --output corpus/ --tokenizer path/to/model --embedder path/to/encoder
-python scripts/build_retrieval_database.py held_out/ --output held_out_corpus/ --database corpus/
+graft-build-database books/ --output corpus/ --tokenizer path/to/model --embedder path/to/encoder
+graft-build-database held_out/ --output held_out_corpus/ --database corpus/
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from graft.scripts.exit_codes import GOES_ON, exit_code
 
 if TYPE_CHECKING:
     from graft.retrieval.corpus.executors import Executor
@@ -31,7 +32,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--glob", default="**/*.txt", help="which files of a folder")
     parser.add_argument("--text-field", default="text", help="key or column of the text")
     parser.add_argument(
-        "--errors", choices=("strict", "replace", "skip"), default="strict", help="of undecodable text"
+        "--errors",
+        choices=("strict", "replace", "skip"),
+        default="strict",
+        help="what is done about text that is no UTF-8",
     )
     parser.add_argument("--chunk-size", type=int, default=64, help="tokens of a chunk")
     parser.add_argument("--shard-chunks", type=int, default=2**14, help="chunks per file; a kill costs one at most")
@@ -56,28 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build, say where the corpus lies; 2 and one line on stderr for a user's mistake."""
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return exit_code("graft-build-database", lambda: _build(given), when_interrupted=GOES_ON)
+
+
+def _build(given: argparse.Namespace) -> None:
     from graft.retrieval.corpus.chunking import ChunkSettings
     from graft.retrieval.corpus.corpus import Corpus
     from graft.retrieval.corpus.document_sources import open_source
     from graft.retrieval.corpus.embedder import ChunkEmbedder, EmbedderSettings, minilm_folder
     from graft.retrieval.corpus.preparation import PreparationSettings, prepare_corpus
 
-    try:
-        source = open_source(given.input, given.glob, given.text_field, given.errors)
-        chunks = ChunkSettings(given.chunk_size, given.shard_chunks, max_chunks=given.max_chunks)
-        sizes = {"num_neighbours": given.neighbours, "sequence_length": given.sequence_length, "pack": given.pack}
-        index = {"index": given.index, "index_memory": given.index_memory}
-        settings = PreparationSettings(chunks, **sizes, **index, workers=_workers(given))
-        encoder = given.embedder or minilm_folder()
-        embedder = ChunkEmbedder(encoder, settings=EmbedderSettings(given.pooling), device=given.device)
-        tokenizer = given.tokenizer or embedder.tokenizer
-        database = Corpus(given.database) if given.database else None
-        corpus = prepare_corpus(source, given.output, tokenizer, embedder, settings, given.overwrite, database)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"graft-build-database: {error}", file=sys.stderr)
-        return 2
+    source = open_source(given.input, given.glob, given.text_field, given.errors)
+    chunks = ChunkSettings(given.chunk_size, given.shard_chunks, max_chunks=given.max_chunks)
+    sizes = {"num_neighbours": given.neighbours, "sequence_length": given.sequence_length, "pack": given.pack}
+    index = {"index": given.index, "index_memory": given.index_memory}
+    settings = PreparationSettings(chunks, **sizes, **index, workers=_workers(given))
+    encoder = given.embedder or minilm_folder()
+    embedder = ChunkEmbedder(encoder, settings=EmbedderSettings(given.pooling), device=given.device)
+    tokenizer = given.tokenizer or embedder.tokenizer
+    database = Corpus(given.database) if given.database else None
+    corpus = prepare_corpus(source, given.output, tokenizer, embedder, settings, given.overwrite, database)
     logger.info("%d chunks and their neighbours are in %s", len(corpus), given.output)
-    return 0
 
 
 def _workers(given: argparse.Namespace) -> int | Executor | None:

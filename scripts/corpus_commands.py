@@ -1,18 +1,19 @@
 """Look after a retrieval corpus.
 
-python scripts/corpus_commands.py verify corpus/
-python scripts/corpus_commands.py inspect corpus/ --chunk 17 --page neighbours.html
-python scripts/corpus_commands.py append corpus/ more_books/
-python scripts/corpus_commands.py refresh corpus/
+graft-corpus verify corpus/
+graft-corpus inspect corpus/ --chunk 17 --page neighbours.html
+graft-corpus append corpus/ more_books/
+graft-corpus refresh corpus/
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from graft.scripts.exit_codes import GOES_ON, MISTAKES, exit_code
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     append.add_argument("input", type=Path, help="a folder of text, a .jsonl or a .parquet file")
     append.add_argument("--glob", default="**/*.txt", help="which files of a folder")
     append.add_argument("--text-field", default="text", help="key or column of the text")
-    append.add_argument("--errors", choices=("strict", "replace", "skip"), default="strict")
+    append.add_argument(
+        "--errors",
+        choices=("strict", "replace", "skip"),
+        default="strict",
+        help="what is done about text that is no UTF-8",
+    )
     refresh = commands.add_parser("refresh", help="search all neighbours again", parents=[parent])
     refresh.add_argument("--neighbours", type=int, help="stored per chunk; default: as before")
     for command in (append, refresh):
@@ -49,11 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what is asked; 1 if `verify` finds a fault, 2 and one line on stderr for a user's mistake."""
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        return {"verify": _verify, "inspect": _inspect, "append": _append, "refresh": _refresh}[given.command](given)
-    except (ValueError, OSError, ImportError, IndexError) as error:
-        print(f"graft-corpus {given.command}: {error}", file=sys.stderr)
-        return 2
+    work = {"verify": _verify, "inspect": _inspect, "append": _append, "refresh": _refresh}[given.command]
+    left = GOES_ON if work in (_append, _refresh) else ""
+    return exit_code(f"graft-corpus {given.command}", lambda: work(given), (*MISTAKES, IndexError), left)
 
 
 def _verify(given: argparse.Namespace) -> int:

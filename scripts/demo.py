@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graft.scripts.exit_codes import exit_code
 
 if TYPE_CHECKING:
     from graft.trainer.document_reader import DocumentReader
@@ -108,24 +109,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until interrupted; 2 and one line on stderr for a user's mistake."""
     given, rest = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    return exit_code("graft-demo", lambda: serve(given, rest))
+
+
+def serve(given: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Load the model, then serve the page; `rest` as `parse` left it."""
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("needs gradio: pip install 'graft-transformers[demo]'") from error
     from graft.trainer.document_reader import DocumentReader
     from graft.trainer.generation import options_of
 
-    try:
-        import gradio
-
-        memory, generation = options_of(rest)
-        reader = DocumentReader(given.model, memory, generation, given.trust_remote_code)
-        page = build_page(reader)
-        theme = gradio.themes.Base(font=FONTS, font_mono=["monospace"])
-        page.launch(server_name=given.host, server_port=given.port, share=False, theme=theme, max_file_size="5mb")
-    except ImportError:
-        print("graft-demo: needs gradio: pip install 'graft-transformers[demo]'", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"graft-demo: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    memory, generation = options_of(rest)
+    reader = DocumentReader(given.model, memory, generation, given.trust_remote_code)
+    page = build_page(reader)
+    theme = gradio.themes.Base(font=FONTS, font_mono=["monospace"])
+    page.launch(server_name=given.host, server_port=given.port, share=False, theme=theme, max_file_size="5mb")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Let a model read documents of any length and answer questions about them.
 
-python scripts/generate.py MODEL --prompt book.txt notes/ --question "Who is Ahab?" --max_new_tokens 100
-python scripts/generate.py MODEL --prompt book.txt --save-memory book-memory   # then questions, as they are typed
-python scripts/generate.py MODEL --load-memory book-memory --questions questions.txt
+graft-generate MODEL --prompt book.txt notes/ --question "Who is Ahab?" --max_new_tokens 100
+graft-generate MODEL --prompt book.txt --save-memory book-memory   # then questions, as they are typed
+graft-generate MODEL --load-memory book-memory --questions questions.txt
 """
 
 import argparse
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graft.scripts.exit_codes import exit_code
 
 if TYPE_CHECKING:
     from graft.trainer.conversation import Conversation
@@ -50,27 +52,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, rest = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("graft.trainer.conversation").setLevel(logging.INFO)  # what reading will cost, before it starts
+    return exit_code("graft-generate", lambda: converse(given, rest))
+
+
+def converse(given: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Read, or load what was read, and answer; `rest` as `parse` left it."""
     from graft.trainer.conversation import Conversation, Request
     from graft.trainer.generation import options_of
     from graft.trainer.named_texts import named_texts, questions_in
 
-    try:
-        check(given)
-        questions = questions_in(given.questions) if given.questions else given.question
-        documents = named_texts(given.prompt)
-        memory, generation = options_of(rest)
-        texts = {name: getattr(given, name) for name in ("prefix", "suffix", "chat", "trust_remote_code", "sources")}
-        options: dict[str, Any] = {"memory": None if given.no_memory else memory, "generation": generation}
-        request = Request(given.model, saved=given.load_memory, streams=True, **texts, **options)
-        with Conversation(request) as conversation:
-            conversation.load() if given.load_memory else conversation.give(documents)
-            if given.save_memory:
-                conversation.save(given.save_memory)
-            answer_all(conversation, questions, given)
-    except (ValueError, OSError) as error:
-        print(f"graft-generate: {error}", file=sys.stderr)
-        return 2
-    return 0
+    check(given)
+    questions = questions_in(given.questions) if given.questions else given.question
+    documents = named_texts(given.prompt)
+    memory, generation = options_of(rest)
+    texts = {name: getattr(given, name) for name in ("prefix", "suffix", "chat", "trust_remote_code", "sources")}
+    options: dict[str, Any] = {"memory": None if given.no_memory else memory, "generation": generation}
+    request = Request(given.model, saved=given.load_memory, streams=True, **texts, **options)
+    with Conversation(request) as conversation:
+        conversation.load() if given.load_memory else conversation.give(documents)
+        if given.save_memory:
+            conversation.save(given.save_memory)
+        answer_all(conversation, questions, given)
 
 
 def check(given: argparse.Namespace) -> None:
@@ -105,10 +107,11 @@ def answer_all(conversation: "Conversation", questions: Sequence[str], given: ar
             print(f"\n> {question}", file=sys.stderr)
         try:
             answer_one(conversation, question, numbered(given.report, number))
-        except ValueError as error:
+        except (ValueError, KeyboardInterrupt) as error:
             if not (typed and sys.stdin.isatty()):
                 raise
-            print(f"graft-generate: {error}", file=sys.stderr)  # the next question may be better
+            # What was read is kept: the next question may be better, or its answer shorter.
+            print(f"\ngraft-generate: {str(error) or 'the answer was interrupted.'}", file=sys.stderr)
     if typed and not number and not given.save_memory and not given.load_memory:
         answer_one(conversation, "", given.report)
 

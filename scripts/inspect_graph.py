@@ -1,6 +1,6 @@
 """Show the graphs that a graph-aware model makes of a text: a page with pictures, and a JSON of the numbers.
 
-python scripts/inspect_graph.py MODEL --text "Tokens are nodes." --output graph.html
+graft-inspect-graph MODEL --text "Tokens are nodes." --output graph.html
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from graft.scripts.exit_codes import exit_code
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Look; 2 and one line on stderr for a user's mistake."""
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return exit_code("graft-inspect-graph", lambda: _inspect(given))
+
+
+def _inspect(given: argparse.Namespace) -> None:
     from graft.trainer.graph_inspection import inspect_graph
     from graft.trainer.named_texts import text_of
 
-    try:
-        found = inspect_graph(
-            given.model, text_of(given.text), given.output, given.max_tokens, given.trust_remote_code
-        )
-    except (ValueError, OSError) as error:
-        print(f"graft-inspect-graph: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    text = text_of(given.text)
+    found = inspect_graph(given.model, text, given.output, given.max_tokens, given.trust_remote_code)
     print(json.dumps(found["statistics"], indent=1))
     logger.info("The page is %s", found["page"])
-    return 0
 
 
 if __name__ == "__main__":

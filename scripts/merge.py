@@ -1,17 +1,17 @@
 """Fold an adapter into its base and write a folder that loads without PEFT.
 
-python scripts/merge.py runs/quickstart merged/
+graft-merge runs/quickstart merged/
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from graft.scripts.exit_codes import exit_code
+from graft.trainer.configuration_error import ConfigurationError
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -20,7 +20,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("adapter", help="folder or Hub id of the adapter")
     parser.add_argument("output", type=Path, help="a new folder")
     parser.add_argument("--base", help="folder or id of the base, if it is not where the adapter says")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="of the weights written; auto: the base's")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base")
     return parser.parse_args(argv)
 
@@ -29,15 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Merge; 2 and one line on stderr for a user's mistake."""
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    from graft.trainer.configuration_error import ConfigurationError
+    return exit_code("graft-merge", lambda: _merge(given), (ConfigurationError,))
+
+
+def _merge(given: argparse.Namespace) -> None:
     from graft.trainer.merging import merge_adapter
 
-    try:
-        merge_adapter(given.adapter, given.output, given.base, given.dtype, given.trust_remote_code)
-    except ConfigurationError as error:
-        print(f"graft-merge: {error}", file=sys.stderr)
-        return 2
-    return 0
+    merge_adapter(given.adapter, given.output, given.base, given.dtype, given.trust_remote_code)
 
 
 if __name__ == "__main__":

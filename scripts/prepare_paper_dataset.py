@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from graft.scripts.exit_codes import exit_code
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.paper_datasets import PAPER_DATASETS, prepare_paper_dataset
 
@@ -27,16 +28,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, write, say where the result lies."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return exit_code("prepare_paper_dataset", lambda: _prepare(arguments), (ConfigurationError,))
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
     output = arguments.output or Path(".cache/paper") / arguments.name
-    try:
-        counts = prepare_paper_dataset(arguments.name, output, arguments.source)
-    except ConfigurationError as error:
-        logger.error("%s", error)
-        return 2
+    counts = prepare_paper_dataset(arguments.name, output, arguments.source)
     logger.info("%s are in %s", ", ".join(f"{name}: {rows} rows" for name, rows in counts.items()), output)
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from graft.scripts.exit_codes import exit_code
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.pretrained import prepare_smollm2
 
@@ -23,13 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(".cache/smollm2-135m-instruct"), help="folder to write")
     arguments = parser.parse_args(argv)
-    try:
-        folder = prepare_smollm2(arguments.output)
-    except ConfigurationError as error:
-        logger.error("%s", error)
-        return 2
-    logger.info("SmolLM2-135M-Instruct is in %s", folder)
-    return 0
+    return exit_code("prepare_smollm2", lambda: _prepare(arguments.output), (ConfigurationError,))
+
+
+def _prepare(output: Path) -> None:
+    logger.info("SmolLM2-135M-Instruct is in %s", prepare_smollm2(output))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Estimate what queries will cost on a DuckDB database, from their plans; nothing is run.
 
-python scripts/query_cost.py MODEL warehouse.duckdb --sql "SELECT count(*) FROM orders" --picture plan.png
-python scripts/query_cost.py MODEL --train 8 --queries 200
+graft-query-cost MODEL warehouse.duckdb --sql "SELECT count(*) FROM orders" --picture plan.png
+graft-query-cost MODEL --train 8 --queries 200
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graft.scripts.exit_codes import exit_code
 
 if TYPE_CHECKING:
     from graft.modeling.query_graph.modeling_query_graph import QueryGraphForCostEstimation
@@ -32,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", type=int, metavar="DATABASES", help="train a new model on generated databases")
     parser.add_argument("--queries", type=int, default=200, help="of each generated database")
     parser.add_argument("--largest", type=int, default=300_000, help="rows of a generated table at most")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=30, help="passes over the measured plans")
     given = parser.parse_args(argv)
     if given.train is None and (given.database is None or given.sql is None):
         parser.error("give a database and --sql, or --train")
@@ -91,15 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Estimate or train; 2 and one line on stderr for a user's mistake."""
     given = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        if given.train is not None:
-            train_on_generated(given.train, given.queries, given.largest, given.epochs).save_pretrained(given.model)
-            return 0
-        print(json.dumps({"milliseconds": _estimate(given)}))
-    except (ImportError, ValueError, OSError) as error:
-        print(f"graft-query-cost: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("graft-query-cost", lambda: _train(given) if given.train is not None else _tell(given))
+
+
+def _train(given: argparse.Namespace) -> None:
+    train_on_generated(given.train, given.queries, given.largest, given.epochs).save_pretrained(given.model)
+
+
+def _tell(given: argparse.Namespace) -> None:
+    print(json.dumps({"milliseconds": _estimate(given)}))
 
 
 def _estimate(given: argparse.Namespace) -> float:

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from graft.scripts.exit_codes import exit_code
+from graft.trainer.configuration_error import ConfigurationError
+
 
 def parse(argv: Sequence[str]) -> tuple[list[str], argparse.Namespace, list[str]]:
     """The configuration files, the flags of this script, and the overrides it leaves to the configuration."""
@@ -36,20 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs, given, overrides = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score greets at every evaluation
-    from graft.trainer.config_file import ConfigurationError, read_configuration
+    return exit_code("graft-train", lambda: _run(argv, configs, given, overrides), (ConfigurationError,))
+
+
+def _run(argv: Sequence[str], configs: list[str], given: argparse.Namespace, overrides: list[str]) -> int:
+    from graft.trainer.config_file import read_configuration
     from graft.trainer.training_run import RunFlags, metric_of_ones_own, run
 
     if given.resume is not None:
         configs = [str(given.resume / "run.json"), *configs]
         overrides = ["--training.output_dir", str(given.resume), *overrides]
     command = shlex.join(["graft-train", *argv])
-    try:
-        metrics = [metric_of_ones_own(name) for name in given.metric]
-        flags = RunFlags(given.dry_run, given.fresh, given.trust_remote_code, metrics, command)
-        record = run(read_configuration(configs, overrides), flags)
-    except ConfigurationError as error:
-        print(f"graft-train: {error}", file=sys.stderr)
-        return 2
+    metrics = [metric_of_ones_own(name) for name in given.metric]
+    flags = RunFlags(given.dry_run, given.fresh, given.trust_remote_code, metrics, command)
+    record = run(read_configuration(configs, overrides), flags)
     results = record.get("results", {})
     print(record.get("plan") or "\n".join(f"{name:40} {value:.5g}" for name, value in results.items()))
     return 143 if record.get("status") == "interrupted" else 0

@@ -17,7 +17,13 @@ import yaml
 
 import graft
 from graft.configuration.configuration_retro import RetroConfig
-from graft.trainer.arguments import AdapterArguments, DataArguments, ModelArguments
+from graft.trainer.arguments import (
+    AdapterArguments,
+    DataArguments,
+    ModelArguments,
+    RetrievalArguments,
+    RunConfiguration,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -120,6 +126,13 @@ def test_every_public_name_stands_in_the_reference_and_what_stands_there_exists(
         assert hasattr(importlib.import_module(module), name), target
 
 
+def test_the_page_on_training_has_a_row_for_each_block():
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| .+ \|$", page.partition("\n## ")[0], re.MULTILINE)
+    blocks = {field.name for field in fields(RunConfiguration) if not field.name.startswith("early_stopping")}
+    assert set(rows) == blocks
+
+
 def test_tables_that_the_site_makes_have_a_row_for_each_command_metric_and_old_name():
     from graft.trainer.metrics import METRIC_VALUES
     from graft.trainer.old_names import OLD_NAMES
@@ -178,7 +191,7 @@ def test_the_site_builds_strictly_loads_nothing_from_elsewhere_and_tells_every_f
         fetched.feed(page.read_text(encoding="utf-8"))
         assert not [source for source in fetched.sources if "//" in source], page.name
     training = (tmp_path / "site" / "training.html").read_text(encoding="utf-8")
-    for block in (ModelArguments, DataArguments, AdapterArguments):
+    for block in (ModelArguments, DataArguments, AdapterArguments, RetrievalArguments):
         for field in fields(block):
             assert re.search(rf"<td>\s*<code>{field.name}</code>", training), f"{block.__name__}.{field.name}"
     retrieval = (tmp_path / "site" / "reference" / "retrieval.html").read_text(encoding="utf-8")

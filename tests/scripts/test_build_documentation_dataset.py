@@ -13,12 +13,12 @@ def test_it_writes_the_data_set_of_a_small_package(tmp_path, caplog):
     assert str(tmp_path / "out") in caplog.text
 
 
-def test_a_foreign_folder_and_an_unknown_package_give_exit_code_2(tmp_path, caplog):
+def test_a_foreign_folder_and_an_unknown_package_give_exit_code_2(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert script.main(["--output", str(tmp_path)]) == 2
-    assert "is no documentation data set" in caplog.text
+    assert "is no documentation data set" in capsys.readouterr().err
     assert script.main(["--output", str(tmp_path / "new"), "--packages", "no_such_package_here"]) == 2
-    assert "None of the packages no_such_package_here is installed" in caplog.text
+    assert "None of the packages no_such_package_here is installed" in capsys.readouterr().err
 
 
 def test_an_unknown_option_gives_exit_code_2(capsys):

@@ -12,7 +12,7 @@ def test_a_complete_folder_is_success_at_once(tmp_path, caplog):
     assert f"SmolLM2-135M-Instruct is in {tmp_path}" in caplog.text
 
 
-def test_a_foreign_folder_gives_exit_code_2(tmp_path, caplog):
+def test_a_foreign_folder_gives_exit_code_2(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert script.main(["--output", str(tmp_path)]) == 2
-    assert "choose another folder" in caplog.text
+    assert "choose another folder" in capsys.readouterr().err
