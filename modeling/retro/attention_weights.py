@@ -10,6 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...configuration.configuration_retro import RetroConfig
 from .dropped_attention import dropped_attention
 from .normalisation import GatedRMSNorm
+from .projections import make_dropout
 
 
 def repeat_heads(states: Tensor, repeats: int) -> Tensor:
@@ -77,10 +78,10 @@ class SoftmaxAttention(nn.Module):
             (batch, target, heads head_dim), and the weights (batch, heads, target, source) if they were kept.
         """
         dropout = self.dropout if self.training else 0.0
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        if dropout and self.config._attn_implementation == "sdpa" and query.device.type == "cpu":
+        name = self.config._attn_implementation
+        attend: Callable[..., tuple[Tensor, Tensor | None]]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        if dropout and name == "sdpa" and query.device.type == "cpu":
             attend = dropped_attention
         output, weights = attend(
             self, query, key, value, mask, scaling=self.scaling, dropout=dropout, is_causal=self.is_causal
@@ -99,7 +100,7 @@ class RectifiedAttention(nn.Module):
         self.is_causal = is_causal
         heads, _, head_dim = config.head_sizes
         self.scaling = head_dim**-0.5
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.norm = GatedRMSNorm(heads * head_dim, config.norm_eps)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -31,39 +31,39 @@ class ChunkGrid:
         """The group of the first new token."""
 
     def group(self, tokens: Tensor, skips_past: bool) -> Tensor:
-        """(batch, new, ...) to (batch, groups, rows, ...); `skips_past` leaves group 0 out."""
+        """(batch, new, ...) to (batch groups, rows, ...); `skips_past` leaves group 0 out."""
         start = self.group_start(skips_past)
         if start == self.closed and not skips_past:  # all in one group: nothing to fill up
-            return tokens.unsqueeze(1)
+            return tokens
         m = self.chunk_size
         before = self.open + 1 - start * m  # rows to fill in front, or tokens to leave out
         tokens = tokens[:, max(-before, 0) :]
         if start == self.closed:
-            return tokens.unsqueeze(1)
+            return tokens
         after = (self.closed + 1 - start) * m - max(before, 0) - tokens.shape[1]
         filled = pad(tokens, (0, 0) * (tokens.dim() - 2) + (max(before, 0), after))
-        return filled.unflatten(1, (self.closed + 1 - start, m))
+        return filled.reshape(-1, m, *tokens.shape[2:])
 
     def ungroup(self, rows: Tensor, skips_past: bool) -> Tensor:
-        """Undo `group`: (batch, groups, rows, width) to (batch, new, width), exact 0 for tokens that were left out."""
-        before = self.open + 1 - self.group_start(skips_past) * self.chunk_size
-        flat = rows.flatten(1, 2)
-        if self.group_start(skips_past) != self.closed:
-            flat = flat[:, max(before, 0) : max(before, 0) + self.new - max(-before, 0)]
-        return pad(flat, (0, 0, max(-before, 0), 0)) if before < 0 else flat
+        """Undo `group`: (batch groups, rows, width) to (batch, new, width), exact 0 for tokens that were left out."""
+        start = self.group_start(skips_past)
+        before = self.open + 1 - start * self.chunk_size
+        if start != self.closed:
+            flat = rows.reshape(-1, (self.closed + 1 - start) * self.chunk_size, rows.shape[-1])
+            rows = flat[:, max(before, 0) : max(before, 0) + self.new - max(-before, 0)]
+        return pad(rows, (0, 0, max(-before, 0), 0)) if before < 0 else rows
 
-    def offsets(self, skips_past: bool, device: torch.device) -> Tensor:
-        """(1, rows): the row that each row of a group is in a full one, (p + 1) % m."""
+    def rows_of(self, chunk: Tensor, skips_past: bool) -> Tensor:
+        """Of something for each row of a full group, (1, m, ...), what belongs to the rows of the groups here.
+
+        Returns:
+            (batch groups or 1, rows, ...): a token at position p is row (p + 1) % m.
+        """
         start = self.group_start(skips_past)
         if start != self.closed:
-            return torch.arange(self.chunk_size, device=device)[None]
+            return chunk
         first = max(self.open + 1 - start * self.chunk_size, 0)
-        last = self.open + self.new - start * self.chunk_size
-        return torch.arange(first, last + 1, device=device)[None]
-
-    def group_count(self, skips_past: bool) -> int:
-        """How many groups `group` returns."""
-        return self.closed + 1 - self.group_start(skips_past)
+        return chunk[:, first : self.open + self.new + 1 - start * self.chunk_size]
 
     def completes(self) -> Tensor:
         """(1 or batch, chunks) bool: which of the chunks that this pass completes each row really has."""

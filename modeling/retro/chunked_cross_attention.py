@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ...configuration.configuration_retro import RetroConfig
 from .attention_weights import make_attention
 from .neighbour_states import NeighbourStates, join_chunks
-from .partial_rotary import rotate
-from .projections import HeadProjection, OutputProjection
+from .projections import HeadProjection, HeadSets, OutputProjection
 from .retrieval_cache import RetrievalCacheLayer
 from .retrieval_pass import RetrievalPass
 
@@ -26,8 +25,9 @@ class ChunkedCrossAttention(nn.Module):
     def __init__(self, config: RetroConfig) -> None:
         super().__init__()
         heads, shared, head_dim = config.head_sizes
-        self.query = HeadProjection(config.hidden_size, (heads,), head_dim)
-        self.key_value = HeadProjection(config.hidden_size, (shared, shared), head_dim)
+        self.query_sets, self.key_value_sets = HeadSets((heads,), 0, head_dim), HeadSets((shared,), shared, head_dim)
+        self.query = HeadProjection(config.hidden_size, self.query_sets)
+        self.key_value = HeadProjection(config.hidden_size, self.key_value_sets)
         self.null_key = nn.Parameter(torch.zeros(shared, head_dim))
         self.null_value = nn.Parameter(torch.zeros(shared, head_dim))
         self.attention = make_attention(config, config.attention_dropout, is_causal=False)
@@ -56,19 +56,17 @@ class ChunkedCrossAttention(nn.Module):
         states = self._states_to_read(reading, fresh, layer_cache)
         if states is None:
             return torch.zeros_like(rows)
-        grouped = reading.grid.group(rows, reading.skips_past)  # (batch, groups, m, hidden_size)
-        query = rotate(self.query(grouped.flatten(0, 1))[0], reading.tables(rows)[0])
-        mask = None if states.visible is None else states.visible.flatten(0, 1)[:, None, None]
-        attended, _ = self.attention(query, states.keys.flatten(0, 1), states.values.flatten(0, 1), mask)
-        read = self.output(attended).unflatten(0, grouped.shape[:2])
-        return reading.grid.ungroup(read, reading.skips_past)
+        projected = self.query(reading.grid.group(rows, reading.skips_past))  # (batch groups, rows, heads head_dim)
+        (query,) = self.query_sets.split(projected, reading.row_table(projected))
+        mask = None if states.visible is None else states.visible[:, None, None]
+        attended, _ = self.attention(query, states.keys, states.values, mask)
+        return reading.grid.ungroup(self.output(attended), reading.skips_past)
 
     def project_neighbours(self, encoded: Tensor, reading: RetrievalPass) -> NeighbourStates:
         """Keys and values of encoded neighbours, once for all rows that will read them."""
         batch, chunks = encoded.shape[:2]
-        key, value = self.key_value(encoded.flatten(2, 3).flatten(0, 1))
-        _, table = reading.tables(key)
-        assert table is not None  # it is made for the neighbours that were encoded
+        projected = self.key_value(encoded.flatten(2, 3).flatten(0, 1))
+        key, value = self.key_value_sets.split(projected, reading.key_table(projected))
         null_key, null_value = (
             null.to(key.dtype)[None, :, None].expand(batch * chunks, -1, -1, -1)
             for null in (self.null_key, self.null_value)
@@ -77,7 +75,7 @@ class ChunkedCrossAttention(nn.Module):
         if visible is not None:
             visible = torch.cat([visible.new_ones(batch, chunks, 1), visible.flatten(2)], dim=2)
         return NeighbourStates(
-            torch.cat([null_key, rotate(key, table)], dim=2).unflatten(0, (batch, chunks)),
+            torch.cat([null_key, key], dim=2).unflatten(0, (batch, chunks)),
             torch.cat([null_value, value], dim=2).unflatten(0, (batch, chunks)),
             visible,
         )
@@ -85,16 +83,16 @@ class ChunkedCrossAttention(nn.Module):
     def _states_to_read(
         self, reading: RetrievalPass, fresh: NeighbourStates | None, layer_cache: RetrievalCacheLayer | None
     ) -> NeighbourStates | None:
-        """The states that the groups of this pass read, in their order; None if no row reads any."""
+        """What the groups of this pass read, (batch groups, ...) as if all were rows; None if no row reads any."""
         past = None if layer_cache is None else layer_cache.latest
         grid = reading.grid
         if layer_cache is not None:
             layer_cache.complete(fresh, grid)
             if grid.new == 1:
-                return None if layer_cache.latest is None else layer_cache.latest.with_chunk_axis()
+                return layer_cache.latest
         parts = ([] if past is None else [past.with_chunk_axis()]) + ([] if fresh is None else [fresh])
         if not parts:
             return None
         states = join_chunks(parts)
         unread = grid.group_start(reading.skips_past) - (past is None)
-        return states.map(lambda held: held[:, unread:]) if unread else states
+        return states.map(lambda held: held[:, unread:].flatten(0, 1))

@@ -140,10 +140,12 @@ def _initialise_heads(module: HeadProjection, gain: float) -> None:
     """Xavier-normal weights for each set of heads, with `gain` on the values (arXiv 2203.00555, figure 2)."""
     if getattr(module.weight, "_is_hf_initialized", False):  # was loaded; its parts would not know
         return
-    sets = module.weight.split([count * module.head_dim for count in module.heads])
-    for weight in sets:
-        is_value = weight is sets[-1] and len(sets) > 1
-        init.xavier_normal_(weight, gain=gain if is_value else 1.0)
+    sets = module.sets
+    *rotated, values = module.weight.split([count * sets.head_dim for count in (*sets.rotated, sets.values)])
+    for weight in rotated:
+        init.xavier_normal_(weight)
+    if sets.values:
+        init.xavier_normal_(values, gain=gain)
 
 
 class RetroModel(RetroPreTrainedModel):

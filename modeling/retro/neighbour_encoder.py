@@ -10,8 +10,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ...configuration.configuration_retro import RetroConfig
 from .attention_weights import make_attention
 from .normalisation import make_norm, make_residual
-from .partial_rotary import Rotary, rotary_table, rotate
-from .projections import HeadProjection, OutputProjection, make_feed_forward
+from .partial_rotary import Rotary, rotary_table
+from .projections import HeadProjection, HeadSets, OutputProjection, make_feed_forward
 from .self_attention import NeighbourSelfAttention
 
 
@@ -22,8 +22,9 @@ class ChunkConditioning(nn.Module):
         super().__init__()
         heads, shared, head_dim = config.head_sizes
         width = config.encoder_width
-        self.query = HeadProjection(width, (heads,), head_dim)
-        self.key_value = HeadProjection(config.hidden_size, (shared, shared), head_dim)
+        self.query_sets, self.key_value_sets = HeadSets((heads,), 0, head_dim), HeadSets((shared,), shared, head_dim)
+        self.query = HeadProjection(width, self.query_sets)
+        self.key_value = HeadProjection(config.hidden_size, self.key_value_sets)
         self.attention = make_attention(config, config.encoder_attention_dropout, is_causal=False)
         self.output = OutputProjection(heads * head_dim, width)
 
@@ -36,11 +37,10 @@ class ChunkConditioning(nn.Module):
             row_table, chunk_table: rotary tables of the positions 0 ... length - 1 and 0 ... m - 1.
         """
         count, length = chunks.shape[0], rows.shape[1]
-        (query,) = self.query(rows)
-        query = rotate(query, row_table)  # (chunks neighbours, heads, length, head_dim)
+        (query,) = self.query_sets.split(self.query(rows), row_table)  # (chunks neighbours, heads, length, head_dim)
         query = query.unflatten(0, (count, -1)).transpose(1, 2).flatten(2, 3)
-        key, value = self.key_value(chunks)
-        attended, _ = self.attention(query, rotate(key, chunk_table), value, None)
+        key, value = self.key_value_sets.split(self.key_value(chunks), chunk_table)
+        attended, _ = self.attention(query, key, value, None)
         return self.output(attended).reshape(-1, length, rows.shape[-1])
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...configuration.configuration_retro import RetroConfig
+from .projections import make_dropout
 
 
 class GatedRMSNorm(nn.Module):
@@ -41,7 +42,7 @@ class PreNormResidual(nn.Module):
     def __init__(self, norm: nn.Module, dropout: float) -> None:
         super().__init__()
         self.norm = norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
 
     def forward(self, h: Tensor, sublayer: Callable[..., Tensor], *args: Any) -> Tensor:
         """(batch, rows, width); `sublayer` is called with the normed rows and `args`."""
@@ -58,7 +59,7 @@ class DeepNormResidual(nn.Module):
     def __init__(self, norm: nn.Module, dropout: float, scale: float) -> None:
         super().__init__()
         self.norm = norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.scale = scale
 
     def forward(self, h: Tensor, sublayer: Callable[..., Tensor], *args: Any) -> Tensor:

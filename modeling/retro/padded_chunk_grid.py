@@ -30,33 +30,27 @@ class PaddedChunkGrid(ChunkGrid):
         self.leading = (padding - past).clamp(min=0, max=new)  # padding among the new tokens
 
     def group(self, tokens: Tensor, skips_past: bool) -> Tensor:
-        """(batch, new, ...) to (batch, groups, rows, ...); a single new token is a group of its own."""
+        """(batch, new, ...) to (batch groups, rows, ...); a single new token is a group of its own."""
         if self.new == 1:
-            return tokens.unsqueeze(1)
+            return tokens
         m, start = self.chunk_size, self.group_start(skips_past)
         slots = torch.arange(start * m, (self.closed + 1) * m)
         source = slots - 1 - self.open_of_row[:, None] + self.leading[:, None]
-        return _take(tokens, source.clamp(0, self.new - 1)).unflatten(1, (-1, m))
+        return _take(tokens, source.clamp(0, self.new - 1)).reshape(-1, m, *tokens.shape[2:])
 
     def ungroup(self, rows: Tensor, skips_past: bool) -> Tensor:
-        """Undo `group`: (batch, groups, rows, width) to (batch, new, width), exact 0 for tokens that read nothing."""
-        flat = rows.flatten(1, 2)
+        """Undo `group`: (batch groups, rows, width) to (batch, new, width), exact 0 for tokens that read nothing."""
         if self.new == 1:
             reads = self.reads if not skips_past else self.reads & (self.closed_of_row > 0)[:, None]
-            return flat.masked_fill(~reads.to(flat.device)[..., None], 0)
+            return rows.masked_fill(~reads.to(rows.device)[..., None], 0)
+        flat = rows.reshape(len(self.reads), -1, rows.shape[-1])
         slots = self.slots - self.group_start(skips_past) * self.chunk_size
         absent = (slots < 0) | ~self.reads
         return _take(flat, slots.clamp(min=0)).masked_fill(absent.to(flat.device)[..., None], 0)
 
-    def offsets(self, skips_past: bool, device: torch.device) -> Tensor:
-        """(1 or batch, rows): the row that each row of a group is in a full one."""
-        if self.new == 1:
-            return (self.slots % self.chunk_size).to(device)
-        return torch.arange(self.chunk_size, device=device)[None]
-
-    def group_count(self, skips_past: bool) -> int:
-        """How many groups `group` returns."""
-        return 1 if self.new == 1 else super().group_count(skips_past)
+    def rows_of(self, chunk: Tensor, skips_past: bool) -> Tensor:
+        """As in ChunkGrid; a single new token of each row of the batch is at a row of its own."""
+        return chunk[0, (self.slots % self.chunk_size).to(chunk.device)] if self.new == 1 else chunk
 
     def completes(self) -> Tensor:
         """(batch, chunks) bool: which of the chunks that this pass completes each row really has."""

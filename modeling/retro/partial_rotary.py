@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 Rotary = tuple[Tensor, Tensor]
-"""cos and sin, each (batch or 1, rows, rotary_dim)."""
+"""cos and sin, each (batch or 1, rows, 1, rotary_dim); sin is negative in its first half, as `rotate` needs it."""
 
 
 def rotary_table(positions: Tensor, rotary_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
@@ -14,12 +14,13 @@ def rotary_table(positions: Tensor, rotary_dim: int, theta: float, dtype: torch.
         positions: (batch or 1, rows) integers.
 
     Returns:
-        cos and sin, each (batch or 1, rows, rotary_dim).
+        cos and sin, each (batch or 1, rows, 1, rotary_dim).
     """
     wide = torch.promote_types(dtype, torch.float32)
-    pair = torch.arange(0, rotary_dim, 2, device=positions.device, dtype=wide)
-    angles = positions[..., None] * theta ** (-pair / rotary_dim)
-    angles = torch.cat([angles, angles], dim=-1)
+    exponents = torch.arange(0, -rotary_dim, -2, device=positions.device, dtype=wide) / rotary_dim
+    frequencies = theta**exponents
+    # cos(-a) = cos(a) and sin(-a) = -sin(a): the sign of the first half comes with the angle.
+    angles = positions[..., None, None] * torch.cat([-frequencies, frequencies])
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -27,12 +28,11 @@ def rotate(x: Tensor, table: Rotary) -> Tensor:
     """Rotate the first dimensions of queries or keys.
 
     Args:
-        x: (batch, heads, rows, head_dim).
+        x: (batch, rows, heads, head_dim).
         table: of the same rows; a batch of 1 serves all.
     """
-    cos, sin = (part.unsqueeze(1) for part in table)
+    cos, sin = table
     width = cos.shape[-1]
-    turned = x[..., :width]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
-    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
+    if width < x.shape[-1]:
+        return torch.cat([rotate(x[..., :width], table), x[..., width:]], dim=-1)
+    return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)

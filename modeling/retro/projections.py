@@ -1,28 +1,41 @@
 """Linear maps between rows and heads, and the feed-forward; fused where several read the same rows."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ...configuration.configuration_retro import RetroConfig
+from .partial_rotary import Rotary, rotate
 
 
-class HeadProjection(nn.Linear):
-    """Rows to several sets of heads by one matrix product, without bias.
+class HeadSets(NamedTuple):
+    """The heads that one product makes: queries and keys, which are rotated, and behind them values.
 
     Args:
-        width: of the rows.
-        heads: how many heads each set has, e.g. (8, 2, 2) for queries, keys and values.
+        rotated: heads of each rotated set, e.g. (8, 2) for queries and keys.
+        values: heads of the values, 0 if the product makes none.
         head_dim: of each head.
     """
 
-    def __init__(self, width: int, heads: tuple[int, ...], head_dim: int) -> None:
-        super().__init__(width, sum(heads) * head_dim, bias=False)
-        self.heads, self.head_dim = heads, head_dim
+    rotated: tuple[int, ...]
+    values: int
+    head_dim: int
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(batch, rows, width) to one (batch, heads, rows, head_dim) per set."""
-        projected = super().forward(rows).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return projected.split(self.heads, dim=1)
+    def split(self, projected: Tensor, table: Rotary) -> list[Tensor]:
+        """(batch, rows, all heads head_dim) to one (batch, heads, rows, head_dim) per set, all rotated at once."""
+        heads = projected.view(*projected.shape[:2], -1, self.head_dim)
+        turned = heads[:, :, : sum(self.rotated)] if self.values else heads
+        sets = list(rotate(turned, table).transpose(1, 2).split_with_sizes(self.rotated, 1))
+        return [*sets, heads[:, :, -self.values :].transpose(1, 2)] if self.values else sets
+
+
+class HeadProjection(nn.Linear):
+    """Rows to the heads of `sets` by one matrix product, without bias: (batch, rows, all heads head_dim)."""
+
+    def __init__(self, width: int, sets: HeadSets) -> None:
+        super().__init__(width, (sum(sets.rotated) + sets.values) * sets.head_dim, bias=False)
+        self.sets = sets
 
 
 class OutputProjection(nn.Linear):
@@ -33,6 +46,11 @@ class InnerProjection(nn.Linear):
     """Into the inside of a feed-forward."""
 
 
+def make_dropout(share: float) -> nn.Module:
+    """Dropout of a `share` of the numbers; none costs nothing."""
+    return nn.Dropout(share) if share else nn.Identity()
+
+
 class FeedForward(nn.Module):
     """act(x W_u) W_d, with biases (Vaswani et al. 2017, eq. 2)."""
 
@@ -40,7 +58,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = InnerProjection(width, inside)
         self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.down = OutputProjection(inside, width)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -55,7 +73,7 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         self.gate_and_up = InnerProjection(width, 2 * inside, bias=False)
         self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.down = OutputProjection(inside, width, bias=False)
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..cache_layers import CacheLayerWrapper, innermost, wrap_innermost, wrapper
 from .chunk_grid import ChunkGrid
 from .neighbour_states import NeighbourStates, join_chunks
 from .padded_chunk_grid import PaddedChunkGrid
+from .partial_rotary import Rotary
 
 
 class OpenChunk:
@@ -31,6 +32,7 @@ class OpenChunk:
         hidden: (batch, up to 2 m - 1, hidden_size) what conditions the encoder, for the same tokens.
         keeps_previous: whether the chunk before the last complete one is still known.
         crossed: whether the last `crop` went back over a boundary.
+        row_table: rotary table of the m rows of a group, the same for all chunks.
     """
 
     def __init__(self, chunk_size: int) -> None:
@@ -41,6 +43,7 @@ class OpenChunk:
         self.hidden: Tensor | None = None
         self.keeps_previous = False
         self.crossed = False
+        self.row_table: Rotary | None = None
 
     def grid(self, new: int) -> ChunkGrid:
         """Where `new` tokens behind those seen lie among chunks."""

@@ -40,12 +40,33 @@ class RetrievalPass:
         self.config, self.grid, self.chunk, self.skips_past = config, grid, chunk, skips_past
         self.retrieved = retrieved if grid.closed else None
         self.visible = None if self.retrieved is None else visible_tokens(self.retrieved, config.pad_token_id)
-        self._tables: tuple[Rotary, Rotary | None] | None = None
-
-    @property
-    def reads_nothing(self) -> bool:
+        self.reads_nothing = skips_past and self.retrieved is None
         """Whether no token of this pass has neighbours."""
-        return self.skips_past and self.retrieved is None
+        self._row_table: Rotary | None = None
+        self._key_table: Rotary | None = None
+
+    def row_table(self, like: Tensor) -> Rotary:
+        """Rotary table of the rows that read, in the dtype and on the device of `like`; a generation keeps it."""
+        if self._row_table is None:
+            whole = None if self.chunk is None else self.chunk.row_table
+            if whole is None or whole[0].dtype != like.dtype or whole[0].device != like.device:
+                positions = query_positions(self.config.chunk_size, self.config.rope, like.device)[None]
+                whole = rotary_table(positions, self.config.rotary_width, self.config.rope_theta, like.dtype)
+                if self.chunk is not None:
+                    self.chunk.row_table = whole
+            cos, sin = (self.grid.rows_of(part, self.skips_past) for part in whole)
+            self._row_table = cos, sin
+        return self._row_table
+
+    def key_table(self, like: Tensor) -> Rotary:
+        """Rotary table of the tokens of a chunk's neighbours, all of which begin at position 0."""
+        if self._key_table is None:
+            assert self.retrieved is not None
+            neighbours, length = self.retrieved.shape[2:]
+            positions = torch.arange(length, device=like.device).repeat(neighbours)[None]
+            width, theta = self.config.rotary_width, self.config.rope_theta
+            self._key_table = rotary_table(positions, width, theta, like.dtype)
+        return self._key_table
 
     def encode(self, hidden: Tensor, encode: EncodeNeighbours) -> Tensor | None:
         """Encode the neighbours of completed chunks, conditioned on these; hold the tokens of the open one.
@@ -80,31 +101,16 @@ class RetrievalPass:
         everywhere = encoded.new_zeros(*self.retrieved.shape, encoded.shape[-1])
         return everywhere.index_put((present,), encoded[0])
 
-    def tables(self, like: Tensor) -> tuple[Rotary, Rotary | None]:
-        """Rotary tables of the queries' rows and of the neighbours' keys, in the dtype and on the device of `like`."""
-        if self._tables is None:
-            m, width, theta = self.config.chunk_size, self.config.rotary_width, self.config.rope_theta
-            rows = query_positions(self.grid.offsets(self.skips_past, like.device), m, self.config.rope)
-            keys = None
-            if self.retrieved is not None:
-                neighbours, length = self.retrieved.shape[2:]
-                positions = torch.arange(length, device=like.device).repeat(neighbours)[None]
-                keys = rotary_table(positions, width, theta, like.dtype)
-            self._tables = rotary_table(rows, width, theta, like.dtype), keys
-        return self._tables
 
-
-def query_positions(offsets: Tensor, chunk_size: int, rope: str) -> Tensor:
-    """Where row i of a group stands before its neighbours: m - 1 + i.
+def query_positions(chunk_size: int, rope: str, device: torch.device) -> Tensor:
+    """(m,): where row i of a group stands before its neighbours, m - 1 + i.
 
     RETRO-pytorch ("legacy") shifted its table twice, which left 2 m - 2 for row 0 and 0 for all others.
-
-    Args:
-        offsets: (batch or 1, rows), the rows i.
     """
+    rows = torch.arange(chunk_size, device=device)
     if rope == "legacy":
-        return (offsets == 0) * (2 * chunk_size - 2)
-    return offsets + chunk_size - 1
+        return (rows == 0) * (2 * chunk_size - 2)
+    return rows + chunk_size - 1
 
 
 def visible_tokens(ids: Tensor, pad_token_id: int) -> Tensor | None:

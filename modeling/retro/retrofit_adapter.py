@@ -14,7 +14,7 @@ from ...configuration.configuration_retro import RetroConfig
 from .chunked_cross_attention import ChunkedCrossAttention
 from .neighbour_encoder import NeighbourEncoder
 from .normalisation import GatedRMSNorm, make_norm
-from .projections import OutputProjection
+from .projections import OutputProjection, make_dropout
 from .retrieval_cache import RetrievalCacheLayer
 from .retrieval_pass import RetrievalPass
 
@@ -29,7 +29,7 @@ class RetroFitLayer(nn.Module):
         super().__init__()
         self.norm = make_norm(config, config.hidden_size)
         self.cross_attention = ChunkedCrossAttention(config)
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = make_dropout(config.residual_dropout)
 
     def forward(
         self, hidden: Tensor, reading: RetrievalPass, encoded: Tensor | None, layer_cache: RetrievalCacheLayer | None

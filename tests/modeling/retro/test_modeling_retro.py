@@ -116,7 +116,7 @@ class NaiveRetro:
     def project(self, module, x: Tensor) -> list[list[Tensor]]:
         heads = naive_heads(module.weight, x, self.head_dim)
         sets, start = [], 0
-        for count in module.heads:
+        for count in (*module.sets.rotated, module.sets.values):
             sets.append(heads[start : start + count])
             start += count
         return sets
