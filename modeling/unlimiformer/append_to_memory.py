@@ -13,7 +13,7 @@ from torch import Tensor
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from .memory import Memory
 from .positions import Rotation, memory_positions, rotate
-from .remember import Documents
+from .remember import Documents, joined_rows
 from .windows import tokens_kept
 
 SHAPING_OPTIONS = ("overlap", "store", "first_layer", "last_layer", "heads", "first_step", "positions")
@@ -40,12 +40,13 @@ def check_appendable(memory: Memory, config: UnlimiformerConfig, window: int, fi
             )
 
 
-def grown(memory: Memory, more: tuple[Tensor, Tensor]) -> Documents:
+def grown(memory: Memory, more: tuple[Tensor, Tensor], more_global: Tensor | None = None) -> Documents:
     """The documents of a memory's rows with `more` behind them, and how many tokens of each stay as they are.
 
     Args:
         memory: whose rows grow; a document that several rows ask becomes one for each of them.
         more: ids (rows, longest), right-padded, and lengths (rows,).
+        more_global: like the ids of `more`, which of them have global attention; None if none have.
 
     Raises:
         ValueError: there are as many rows in `more` as in the memory, or else both numbers are named.
@@ -59,18 +60,23 @@ def grown(memory: Memory, more: tuple[Tensor, Tensor]) -> Documents:
     rows = list(memory.documents)
     before = memory.lengths[rows]
     after = before + added
-    joint = ids.new_zeros(len(rows), int(after.max()))
+    global_tokens = None
+    if memory.global_tokens is not None or more_global is not None:
+        earlier, later = (
+            torch.zeros_like(of, dtype=torch.bool) if found is None else found
+            for found, of in ((memory.global_tokens, memory.input_ids), (more_global, ids))
+        )
+        global_tokens = joined_rows(earlier[rows], later, (before, added))
     held = []
     for row, document in enumerate(rows):
         old, new = int(before[row]), int(after[row])
-        joint[row, :old] = memory.input_ids[document, :old]
-        joint[row, old:new] = ids[row, : new - old]
         prefix = memory.prefixes[document] if memory.prefixes else 0
         causal = not memory.is_encoder_decoder
         kept = tokens_kept(old - prefix, new - prefix, memory.window - prefix, memory.config.overlap, causal)
         held.append(prefix + kept if kept else 0)
     prefixes = tuple(memory.prefixes[document] for document in rows) if memory.prefixes else ()
-    return Documents(joint, after, prefixes, tuple(held))
+    joint = joined_rows(memory.input_ids[rows], ids, (before, added))
+    return Documents(joint, after, prefixes, tuple(held), global_tokens)
 
 
 def joined(memory: Memory, tail: Memory, documents: Documents, rotations: Mapping[int, Rotation]) -> Memory:
@@ -101,6 +107,7 @@ def joined(memory: Memory, tail: Memory, documents: Documents, rotations: Mappin
         lengths=documents.lengths,
         documents=tuple(range(len(documents.lengths))),
         prefixes=documents.prefixes,
+        global_tokens=documents.global_tokens,
     )
 
 

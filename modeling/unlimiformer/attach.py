@@ -33,6 +33,7 @@ from .memory_size import MemorySize, check_budget, documents_of, memory_size, re
 from .remember import (
     Documents,
     folds,
+    joined_rows,
     real_tokens,
     remember_decoded,
     remember_encoded,
@@ -152,6 +153,7 @@ class Unlimited(Attachment):
         progress: bool = False,
         prefix_ids: Tensor | None = None,
         prefix_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
     ) -> Memory:
         """Read documents once, in windows, without gradient.
 
@@ -162,17 +164,26 @@ class Unlimited(Attachment):
             prefix_ids: (documents, tokens) that an encoder reads in front of every window, such as a question, so that
                 it encodes all of the document in its light (Ivgi et al. 2022, SLED, arXiv 2208.00748); stored once.
             prefix_mask: like `prefix_ids`, 1 for real tokens.
+            global_attention_mask: like `input_ids`, 1 for tokens that LED's encoder gives global attention in each
+                window that holds them (Beltagy et al. 2020, arXiv 2004.05150); those of a prefix then have it in all.
 
         Raises:
             ValueError: an input that cannot be read, a document beyond the trained length under "true" positions, a
-                memory of more than `max_bytes`, or a prefix that leaves a window no room, or of a decoder.
+                memory of more than `max_bytes`, a prefix that leaves a window no room, or of a decoder, or global
+                attention of a model that has none.
             RuntimeError: the attachment was removed.
         """
         self.check_attached()
-        return remember(self.model, self.config, (input_ids, attention_mask), progress, (prefix_ids, prefix_mask))
+        documents, prefix = (input_ids, attention_mask), (prefix_ids, prefix_mask)
+        return remember(self.model, self.config, documents, progress, prefix, global_attention_mask)
 
     def append(
-        self, memory: Memory, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False
+        self,
+        memory: Memory,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        progress: bool = False,
+        global_attention_mask: Tensor | None = None,
     ) -> Memory:
         """A memory of the same documents with more behind them, as if all had been remembered at once.
 
@@ -184,13 +195,15 @@ class Unlimited(Attachment):
             input_ids: (len(memory), longest), left- or right-padded.
             attention_mask: like `input_ids`, 1 for real tokens.
             progress: show a bar.
+            global_attention_mask: of the tokens appended, as of `remember`.
 
         Raises:
             ValueError: other weights or options made the memory, or as `remember`.
             RuntimeError: the attachment was removed.
         """
         self.check_attached()
-        return append(self.model, memory, self.config, (input_ids, attention_mask), progress)
+        documents = (input_ids, attention_mask)
+        return append(self.model, memory, self.config, documents, progress, global_attention_mask)
 
     def estimate(self, tokens: int | Sequence[int], prefix: int = 0) -> MemorySize:
         """Bytes of the memory of documents of so many tokens, and the windows to be read, `prefix` more in each."""
@@ -212,7 +225,12 @@ class Unlimited(Attachment):
         return far_attention(self.model, memory, question_ids)
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, progress: bool = False, **options: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        progress: bool = False,
+        global_attention_mask: Tensor | None = None,
+        **options: Any,
     ) -> Any:
         """Remember and generate in one call; options go to `model.generate`.
 
@@ -224,9 +242,10 @@ class Unlimited(Attachment):
         """
         self.check_attached()
         if self.model.config.is_encoder_decoder:
-            memory = self.remember(input_ids, attention_mask, progress)
+            memory = self.remember(input_ids, attention_mask, progress, global_attention_mask=global_attention_mask)
             inputs = memory.inputs(max_new_tokens=new_tokens(self.model, options))
         else:
+            check_global(self.model, global_attention_mask)
             inputs = self.split(input_ids, attention_mask, progress, new_tokens(self.model, options))
         return self.model.generate(**inputs, **options)  # type: ignore[operator]
 
@@ -263,9 +282,11 @@ def remember(
     documents: Padded,
     progress: bool = False,
     prefix: tuple[Tensor | None, Tensor | None] = (None, None),
+    global_attention_mask: Tensor | None = None,
 ) -> Memory:
     """Read documents with a model whose attention is served; `prefix` is as `documents`, one for each, or no ids."""
-    real = Documents(*real_tokens(*documents, vocabulary_size(model)))
+    ids, lengths = real_tokens(*documents, vocabulary_size(model))
+    real = Documents(ids, lengths, global_tokens=global_tokens(model, documents, global_attention_mask))
     prefix_ids, prefix_mask = prefix
     if prefix_ids is not None:
         window = resolve_window(model.config, config)
@@ -276,13 +297,42 @@ def remember(
     return _read(model, config, real, progress)
 
 
+def check_global(model: PreTrainedModel, global_attention_mask: Tensor | None) -> None:
+    """Refuse global attention for an encoder that has none, or for a decoder."""
+    encodes = model.config.is_encoder_decoder
+    if global_attention_mask is not None and not (encodes and encoder_decoder_family(model.config).has_global_tokens):
+        raise ValueError(
+            f"`global_attention_mask` is for LED, whose encoder has global attention; {type(model).__name__} has none."
+        )
+
+
+def global_tokens(model: PreTrainedModel, documents: Padded, global_attention_mask: Tensor | None) -> Tensor | None:
+    """Which real tokens have global attention, placed as `real_tokens` places their ids."""
+    check_global(model, global_attention_mask)
+    if global_attention_mask is None:
+        return None
+    ids, mask = documents
+    if global_attention_mask.shape != ids.shape:
+        raise ValueError(
+            f"`global_attention_mask` must have the shape of `input_ids`, {tuple(ids.shape)}, got "
+            f"{tuple(global_attention_mask.shape)}."
+        )
+    return real_tokens((global_attention_mask > 0).long(), mask, 2)[0].bool()
+
+
 def append(
-    model: PreTrainedModel, memory: Memory, config: UnlimiformerConfig, documents: Padded, progress: bool = False
+    model: PreTrainedModel,
+    memory: Memory,
+    config: UnlimiformerConfig,
+    documents: Padded,
+    progress: bool = False,
+    global_attention_mask: Tensor | None = None,
 ) -> Memory:
     """The memory of what `memory` holds with `documents` behind it, one for each of its rows."""
     check_appendable(memory, config, resolve_window(model.config, config), model_fingerprint(model))
     ids, lengths = real_tokens(*documents, vocabulary_size(model))
-    both = grown(memory, (ids.to(memory.input_ids.device), lengths))
+    more_global = global_tokens(model, documents, global_attention_mask)
+    both = grown(memory, (ids.to(memory.input_ids.device), lengths), more_global)
     rotations = {} if memory.is_encoder_decoder else key_rotations(model)
     return joined(memory, _read(model, config, both, progress), both, rotations)
 
@@ -311,12 +361,14 @@ def _with_prefixes(
         raise ValueError(
             f"`prefix_ids` has {int(lengths.max())} tokens, and a window {window}: it must also hold some document."
         )
-    total = lengths + documents.lengths
-    joint = documents.ids.new_zeros(len(ids), int(total.max()))
-    for row, (before, after) in enumerate(zip(lengths.tolist(), total.tolist(), strict=True)):
-        joint[row, :before] = ids[row, :before]
-        joint[row, before:after] = documents.ids[row, : after - before]
-    return Documents(joint, total, tuple(lengths.tolist()))
+    both = (lengths, documents.lengths)
+    seen = documents.global_tokens
+    return Documents(
+        joined_rows(ids, documents.ids, both),
+        lengths + documents.lengths,
+        tuple(lengths.tolist()),
+        global_tokens=None if seen is None else joined_rows(torch.ones_like(ids, dtype=torch.bool), seen, both),
+    )
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ class EncoderDecoderFamily:
         attention: path from a layer to its cross-attention.
         swapped: the family computes its own softmax, so the module is exchanged for one of ours while attached.
         is_sparse: the encoder's output also holds the logits of routers.
+        has_global_tokens: the encoder takes a mask of tokens that see, and are seen by, all of their window.
         window: default window where no table limits the encoder.
         encoder_positions, decoder_positions: fields of the config with the trained lengths; None: no limit.
     """
@@ -73,6 +74,7 @@ class EncoderDecoderFamily:
     attention: str = "encoder_attn"
     swapped: bool = False
     is_sparse: bool = False
+    has_global_tokens: bool = False
     window: int | None = None
     encoder_positions: str | None = "max_position_embeddings"
     decoder_positions: str | None = "max_position_embeddings"
@@ -118,6 +120,7 @@ ENCODER_DECODERS: dict[str, EncoderDecoderFamily] = {
     "led": replace(
         _BART,
         swapped=True,
+        has_global_tokens=True,
         encoder_positions="max_encoder_position_embeddings",
         decoder_positions="max_decoder_position_embeddings",
     ),

@@ -50,6 +50,7 @@ class Memory:
         keys, values: of each layer that holds some, (documents, key_value_heads, longest, head_dim).
         window_keys, window_values: what layers, heads or steps that read only the first window see of it.
         prefixes: first tokens of each document that stood in front of each of its windows; empty if none did.
+        global_tokens: like `input_ids`, True for tokens that were read with global attention; None if none were.
     """
 
     config: UnlimiformerConfig
@@ -65,6 +66,7 @@ class Memory:
     window_keys: dict[int, Tensor] = field(default_factory=dict)
     window_values: dict[int, Tensor] = field(default_factory=dict)
     prefixes: tuple[int, ...] = ()
+    global_tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -130,6 +132,7 @@ class Memory:
             lengths=self.lengths[first:last],
             documents=tuple(document - first for document in wanted),
             prefixes=self.prefixes[first:last],
+            global_tokens=None if self.global_tokens is None else self.global_tokens[first:last],
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Memory":
@@ -286,6 +289,8 @@ class Memory:
         """
         named = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         named |= {"input_ids": self.input_ids, "lengths": self.lengths}
+        if self.global_tokens is not None:
+            named["global_tokens"] = self.global_tokens
         description = {
             "config": self.config.to_dict(),
             "model_type": self.model_config.model_type,
@@ -348,6 +353,7 @@ class Memory:
             named.pop("lengths"),
             tuple(description["documents"]),
             prefixes=tuple(description["prefixes"]),
+            global_tokens=named.pop("global_tokens", None),
         )
         return empty.with_tensors(named)
 

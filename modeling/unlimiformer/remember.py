@@ -57,7 +57,7 @@ class Reading:
         return slice(start, self.prefix + self.window.keep_end)
 
     def tokens(self, ids: Tensor) -> Tensor:
-        """The tokens read (length,) of `ids` (tokens,), the prefix and the document."""
+        """The tokens read (length,) of `ids` (tokens,), or what is said of them; the prefix and the document."""
         body = ids[self.prefix + self.window.start : self.prefix + self.window.end]
         return torch.cat([ids[: self.prefix], body])
 
@@ -72,12 +72,14 @@ class Documents:
         prefixes: how many of them are a prefix; empty if none is.
         held: the first tokens of each that a memory holds already: they are read as context only, and what is made of
             the others is stored from 0 on. Empty if none are.
+        global_tokens: like `ids`, True where a token has global attention in each window that reads it; None for none.
     """
 
     ids: Tensor
     lengths: Tensor
     prefixes: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
+    global_tokens: Tensor | None = None
 
     def prefix_of(self, document: int) -> int:
         """Tokens of the prefix of a document."""
@@ -89,7 +91,8 @@ class Documents:
 
     def to(self, device: torch.device) -> "Documents":
         """The same with ids on `device`."""
-        return replace(self, ids=self.ids.to(device))
+        global_tokens = None if self.global_tokens is None else self.global_tokens.to(device)
+        return replace(self, ids=self.ids.to(device), global_tokens=global_tokens)
 
     @property
     def longest(self) -> int:
@@ -156,6 +159,21 @@ def real_tokens(
     columns = (starts[:, None] + torch.arange(longest, device=input_ids.device)).clamp(max=input_ids.shape[1] - 1)
     ids = input_ids.gather(1, columns)
     return ids.masked_fill(torch.arange(longest, device=ids.device) >= lengths[:, None], 0), lengths.cpu()
+
+
+def joined_rows(first: Tensor, second: Tensor, lengths: tuple[Tensor, Tensor]) -> Tensor:
+    """The rows of `second` behind those of `first`, (rows, longest), right-padded with 0.
+
+    Args:
+        first, second: (rows, ...), right-padded.
+        lengths: (rows,) of each of the two.
+    """
+    ends = lengths[0] + lengths[1]
+    joint = second.new_zeros(len(second), int(ends.max()))
+    for row, (middle, end) in enumerate(zip(lengths[0].tolist(), ends.tolist(), strict=True)):
+        joint[row, :middle] = first[row, :middle]
+        joint[row, middle:end] = second[row, : end - middle]
+    return joint
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -252,12 +270,13 @@ def kept_attention_type(encoder: Any) -> Iterator[None]:
             encoder.attention_type = kind
 
 
-def _encoded(encoder: Any, tokens: Tensor) -> Tensor:
+def _encoded(encoder: Any, tokens: Tensor, global_tokens: Tensor | None) -> Tensor:
     """The encoder's states (windows, length, hidden_size); in the backward pass they are computed again."""
+    options = {} if global_tokens is None else {"global_attention_mask": global_tokens.long()}
 
     def states(ids: Tensor) -> Tensor:
         with kept_attention_type(encoder):
-            found: Tensor = encoder(input_ids=ids).last_hidden_state
+            found: Tensor = encoder(input_ids=ids, **options).last_hidden_state
         return found
 
     if not torch.is_grad_enabled():
@@ -292,7 +311,10 @@ def remember_encoded(
     first_window = torch.zeros(count, min(ids.shape[1], window), width, dtype=model.dtype, device=ids.device)
     batches = plan_batches(documents, window, config, causal=False, device=ids.device)
     for batch, tokens in read_windows(ids, batches, progress):
-        encoded = _encoded(model.get_encoder(), tokens)
+        global_tokens = documents.global_tokens
+        if global_tokens is not None:
+            global_tokens = torch.stack([reading.tokens(global_tokens[reading.document]) for reading in batch])
+        encoded = _encoded(model.get_encoder(), tokens, global_tokens)
         check_finite(encoded, batch)
         for reading, row in zip(batch, encoded, strict=True):
             states[reading.document, documents.place(reading)] = row[reading.kept].to(states.dtype)
@@ -358,4 +380,4 @@ def _memory(
     rows = tuple(range(len(documents.lengths)))
     fingerprint, ids, lengths = model_fingerprint(model), documents.ids, documents.lengths
     memory = Memory(config, model.config, window, fingerprint, ids, lengths, rows, *stored)
-    return replace(memory, prefixes=documents.prefixes)
+    return replace(memory, prefixes=documents.prefixes, global_tokens=documents.global_tokens)
