@@ -155,8 +155,8 @@ class GNNConfig:
             )
         if self.sparse.storage == "sparse" and self.adjacency.least_weight() <= 0:
             raise ValueError(
-                "`sparse.storage='sparse'` needs a bound on the edges of a row, and this `adjacency` has none "
-                f"(`combine={self.adjacency.combine!r}`, `cutoff={self.adjacency.cutoff}`): use 'dense'."
+                "`storage='sparse'` of the graph network needs a bound on the edges of a row, and this `adjacency` "
+                f"has none (`combine={self.adjacency.combine!r}`, `cutoff={self.adjacency.cutoff}`): use 'dense'."
             )
 
     def to_dict(self) -> dict[str, Any]:

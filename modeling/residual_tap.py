@@ -59,6 +59,11 @@ PLACES_IN_PARALLEL = {
 PARALLEL = ("codegen", "cohere", "cohere2", "falcon", "gpt_neox", "gpt_neox_japanese", "gptj", "phi")
 """Families whose attention and feed-forward read one norm and are added together: there is nothing in between."""
 
+
+class NoPlaceError(TypeError, ValueError):
+    """The layers of a model cannot be tapped: a model of the wrong type, for whom asks for a type or for a value."""
+
+
 _OPEN = threading.local()
 _NUMBERS = itertools.count()
 
@@ -71,7 +76,7 @@ def tap_places(model: PreTrainedModel, in_parallel: bool = False) -> TapPlaces:
 
     Raises:
         TypeError: `model` is no transformers model.
-        ValueError: its family cannot be tapped; says why and lists those that can.
+        NoPlaceError: its family cannot be tapped; says why and lists those that can.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"`model` must be a transformers model, got {type(model).__name__}.")
@@ -83,7 +88,7 @@ def tap_places(model: PreTrainedModel, in_parallel: bool = False) -> TapPlaces:
             reason = "of a family that computes attention and feed-forward in parallel, with nothing in between"
         else:
             reason = "of a family that graft has not placed and tested"
-        raise ValueError(
+        raise NoPlaceError(
             f"`model` is a {type(model).__name__} (model_type {family!r}), {reason}. "
             f"Supported model types: {', '.join(sorted(places))}."
         )

@@ -21,8 +21,17 @@ class NodeCacheLayer(CacheLayerWrapper):
         self.nodes: dict[int | str, Tensor] = {}
 
     def append_nodes(self, depth: int | str, nodes: Tensor) -> Tensor:
-        """Take in new nodes (batch, ..., new, width) of graph layer `depth`; return them behind all earlier ones."""
+        """Take in new nodes (batch, ..., new, width) of graph layer `depth`; return them behind all earlier ones.
+
+        Raises:
+            RuntimeError: earlier nodes have another width, so they are another network's.
+        """
         known = self.nodes.get(depth)
+        if known is not None and known.shape[-1] != nodes.shape[-1]:
+            raise RuntimeError(
+                f"The cache holds nodes of width {known.shape[-1]}, this graph network's have {nodes.shape[-1]}: it "
+                "was filled by another one. Give a fresh cache."
+            )
         self.nodes[depth] = nodes if known is None else torch.cat([known, nodes], dim=-2)
         return self.nodes[depth]
 

@@ -23,6 +23,7 @@ from .sparse_gin_config import SparseGINConfig
 from .sparse_graph_layers import SparseGraphUpdate
 
 _EPS = 1e-6
+_READABLE = ("eager", "sdpa")
 
 
 class SparseGINAdapter(nn.Module):
@@ -144,6 +145,26 @@ class SparseGINReader:
         return pairs
 
 
+class ImplementationCheck:
+    """The pre-hook of a model whose attention is read: other masks do not say which pairs are visible.
+
+    Args:
+        is_active: whether the adapter is to be used now.
+    """
+
+    def __init__(self, is_active: Callable[[], bool]) -> None:
+        self.is_active = is_active
+
+    def __call__(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise ValueError unless the model runs with an implementation whose masks can be read."""
+        implementation = model.config._attn_implementation
+        if self.is_active() and implementation not in _READABLE:
+            raise ValueError(
+                f"`attn_implementation` must be one of {', '.join(map(repr, _READABLE))} where sparse-GIN reads "
+                f"attention, got {implementation!r}: change it with `model.set_attn_implementation`."
+            )
+
+
 def install_sparse_gin(
     attachment: Attachment, model: PreTrainedModel, adapter: SparseGINAdapter, is_active: Callable[[], bool]
 ) -> None:
@@ -153,6 +174,8 @@ def install_sparse_gin(
         TypeError, ValueError: the model's attention or residual cannot be reached, see `tap_places`.
     """
     places, layers = tap_places(model, in_parallel=True), tappable_layers(model, in_parallel=True)
+    if adapter.reads_attention:
+        attachment.before(model, ImplementationCheck(is_active))
     for name in adapter.layers:
         index = int(name)
         reader = SparseGINReader(adapter, index, is_active)

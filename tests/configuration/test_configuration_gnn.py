@@ -21,6 +21,10 @@ OUT_OF_RANGE = [
     (EdgeTransformConfig, {"fraction": 0}, r"`fraction` must lie in \(0, 1\], got 0"),
     (EdgeTransformConfig, {"fraction": 1.5}, r"`fraction` must lie in \(0, 1\], got 1.5"),
     (EdgeTransformConfig, {"steepness": 0}, "`steepness` must be above 0 and finite, got 0"),
+    (AdjacencyConfig, {"threshold": -0.1}, r"`threshold` must lie in \[0, 1\), got -0.1"),
+    (AdjacencyConfig, {"distance_strength": 0}, "`distance_strength` must be above 0 and finite, got 0"),
+    (AdjacencyConfig, {"learned_width": 0}, "`learned_width` must be at least 1, got 0"),
+    (AdjacencyConfig, {"temperature": float("nan")}, "`temperature` must be above 0 and finite, got nan"),
     (AdjacencyConfig, {"cutoff": 1.0}, r"`cutoff` must lie in \[0, 1\) or be None, got 1.0"),
     (AdjacencyConfig, {"temperature": 0}, "`temperature` must be above 0 and finite, got 0"),
     (AdjacencyConfig, {"sharpness": -1.0}, "`sharpness` must be above 0 and finite, got -1.0"),
@@ -68,12 +72,27 @@ def test_numbers_out_of_range_are_refused_with_name_value_and_range(of_class, op
         {"mlp_ratio": "half"},
         {"layers": "all"},
         {"output_projection": 1.5},
-        {"atention": "gin"},
     ],
 )
-def test_other_types_choices_and_names_are_refused_with_the_field(options):
-    with pytest.raises(REFUSED, match=next(iter(options))):
+def test_other_types_and_choices_are_refused_with_field_and_value(options):
+    ((field, value),) = options.items()
+    with pytest.raises(REFUSED, match=rf"(?s)'{field}'.*{value}"):
         GNNConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "of_class", [GNNConfig, AdjacencyConfig, EdgeTransformConfig, LatentConfig, SparseGraphConfig]
+)
+def test_a_misspelt_field_is_refused_by_its_name(of_class):
+    with pytest.raises(TypeError, match="'atention'"):
+        of_class(atention="gin")
+
+
+@pytest.mark.parametrize("attention", ["gin", "pna", "pna_vector", "cg", "cg_interpolate"])
+def test_a_network_beside_attention_that_shows_no_weights_is_refused(attention):
+    message = f"`sparse` reads the attention weights of `attention='llama'`, got `attention='{attention}'`"
+    with pytest.raises(REFUSED, match=message):
+        GNNConfig(attention=attention, sparse={})
 
 
 @pytest.mark.parametrize("part", ["edges", "adjacency", "sparse"])
@@ -86,8 +105,6 @@ def test_a_part_refuses_unknown_fields_and_other_types(part):
 
 
 def test_options_that_would_not_act_together_are_refused():
-    with pytest.raises(REFUSED, match="`sparse` reads the attention weights of `attention='llama'`, got .*'gin'"):
-        GNNConfig(sparse={})
     with pytest.raises(REFUSED, match="`edges` acts in attention 'gin', .* got 'relu'"):
         GNNConfig(attention="cg", edges={"transform": "relu"})
 
@@ -154,11 +171,15 @@ LLAMA = {"attention": "llama"}
         ),
         (
             {**LLAMA, "sparse": {"storage": "sparse"}, "adjacency": {"combine": "learned"}},
-            "`sparse.storage='sparse'` needs a bound .*'learned'.*: use 'dense'",
+            "`storage='sparse'` of the graph network needs a bound .*'learned'.*: use 'dense'",
         ),
         (
             {**LLAMA, "sparse": {"storage": "sparse"}, "adjacency": {"cutoff": 0.1, "threshold": 0.0}},
-            "`sparse.storage='sparse'` needs a bound .*cutoff=0.1",
+            "`storage='sparse'` of the graph network needs a bound .*cutoff=0.1",
+        ),
+        (
+            {**LLAMA, "sparse": {"storage": "sparse"}, "adjacency": {"combine": "any", "cutoff": 0.1}},
+            "`storage='sparse'` of the graph network needs a bound .*'any'.*cutoff=0.1.*: use 'dense'",
         ),
         ({**LLAMA, "sparse": {"mixes_heads": True}}, "`mixes_heads` joins the networks of `per_head=True`"),
         (
@@ -181,8 +202,9 @@ def test_graph_parts_that_would_not_act_are_refused(options, message):
     ("sizes", "options", "message"),
     [
         ({"intermediate_size": 42}, {"mlp": "halfway_gin"}, "`intermediate_size` must be a multiple .* got 42 and 4"),
+        ({"intermediate_size": 42}, {"mlp": "multi_aggregation"}, "`intermediate_size` must .* got 42 and 4"),
         ({"hidden_size": 30, "head_dim": 8}, {"mlp": "multi_hop"}, "`hidden_size` must be a multiple .* got 30 and 4"),
-        ({"hidden_size": 30, "head_dim": 8}, {"sparse": {"per_head": True}}, "`hidden_size` must be a multiple of"),
+        ({"hidden_size": 30, "head_dim": 8}, {"sparse": {"per_head": True}}, "`hidden_size` must .* got 30 and 4"),
     ],
 )
 def test_widths_that_heads_do_not_divide_are_refused(sizes, options, message):

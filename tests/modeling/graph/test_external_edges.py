@@ -213,6 +213,7 @@ IDS, ONE = torch.tensor([[0, 0, 1]]), torch.ones(1)
         (IDS, torch.eye(1)[None], r"`chunk_ids` must be in \[-1, 1\), got 1 at \[0, 2\]"),
         (IDS - 2, torch.eye(2)[None], r"must be in \[-1, 2\), got -2 at \[0, 0\]"),
         (IDS.flip(1), torch.eye(2)[None], r"must not decrease along a row, they do at \[0, 1\]"),
+        (torch.tensor([[1, -1, 0]]), torch.eye(2)[None], r"must not decrease along a row, they do at \[0, 2\]"),
         (IDS.float(), torch.eye(2)[None], r"`chunk_ids` must be integers .*float32"),
         (IDS[0], torch.eye(2)[None], r"`chunk_ids` must be integers of shape \(batch, tokens\), got \(3,\)"),
     ],

@@ -275,6 +275,7 @@ def test_a_task_that_needs_one_edge_is_learnt_with_the_graph_alone():
     [
         (lambda: chunks(3), ValueError, "`graph` has 3 rows, the input has 2"),
         (lambda: chunks(length=12), ValueError, r"chunk_ids of shape \(2, 12\), the input has 13 tokens"),
+        (lambda: chunks(length=14), ValueError, r"chunk_ids of shape \(2, 14\), the input has 13 tokens"),
         (lambda: edges(length=40), ValueError, r"`graph` has an edge of token \d+, the input has 13 tokens"),
         (lambda: {"chunk_ids": 1}, TypeError, "`graph` must be a TokenEdges or a ChunkGraph, got dict"),
     ],

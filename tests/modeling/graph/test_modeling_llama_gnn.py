@@ -385,3 +385,13 @@ def test_packed_documents_and_masks_of_other_forms_are_refused_for_latents():
 def test_attention_implementations_without_readable_masks_are_refused():
     with pytest.raises((ValueError, ImportError), match=r"(?i)flex"):
         build("gin").set_attn_implementation("flex_attention")
+    with pytest.raises((ValueError, ImportError), match=r"(?i)flash.?attention.?2"):
+        build("gin").set_attn_implementation("flash_attention_2")
+
+
+def test_a_cache_filled_by_a_stock_llama_is_refused():
+    ids = tokens()
+    with torch.no_grad():
+        cache = cache_of(build("linear")(ids, use_cache=True))
+    with pytest.raises(RuntimeError, match="holds 13 tokens .*have not seen.*fresh cache"):
+        build("sparse")(ids[:, :1], **cache_argument(cache))

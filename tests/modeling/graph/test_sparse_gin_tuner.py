@@ -355,6 +355,38 @@ def test_one_of_several_adapters_is_active_and_others_can_be_deleted():
     assert torch.equal(logits(model, tokens), found)
 
 
+def test_a_cache_of_which_an_adapter_missed_tokens_is_refused():
+    model, tokens = fit(), ids()
+    with torch.no_grad():
+        cache = cache_of(model(input_ids=tokens, use_cache=True))
+    with model.disable_adapter():
+        logits(model, tokens[:, :2], **cache_argument(cache))
+    with pytest.raises(RuntimeError, match="holds 16 tokens and adapter 'default' has seen 14 of them.*fresh cache"):
+        model(input_ids=tokens[:, :1], **cache_argument(cache))
+
+
+def test_a_cache_of_a_like_named_adapter_of_another_width_is_refused():
+    tokens = ids()
+    with torch.no_grad():
+        cache = cache_of(fit()(input_ids=tokens, use_cache=True))
+    with pytest.raises(RuntimeError, match="holds nodes of width 6, this graph network's have 9.*fresh cache"):
+        fit(rank=9)(input_ids=tokens[:, :1], **cache_argument(cache))
+
+
+def test_attention_whose_masks_cannot_be_read_is_refused_before_it_runs():
+    model = fit(dtype=torch.float32, layers_to_transform=[2])
+    base, ran = model.get_base_model(), []
+    base.model.embed_tokens.register_forward_hook(lambda *args: ran.append(True))
+    with pytest.raises(ImportError, match="(?i)flash"):
+        base.set_attn_implementation("flash_attention_2")
+    base.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="`attn_implementation` must be one of 'eager', 'sdpa'.*got 'flex_attention'"):
+        model(input_ids=ids())
+    assert not ran
+    base.set_attn_implementation("sdpa")
+    assert logits(model, ids()).isfinite().all()
+
+
 def test_a_cache_filled_without_the_adapter_is_refused():
     model, tokens = fit(), ids()
     with model.disable_adapter(), torch.no_grad():
@@ -457,10 +489,13 @@ def test_the_readme_shape_has_as_many_parameters_as_the_paper_says():
     [
         ({"rank": 0}, "`rank` must be at least 1, got 0"),
         ({"layers_to_transform": []}, r"`layers_to_transform` must name different layers .* got \[\]"),
+        ({"layers_to_transform": [-1]}, r"`layers_to_transform` must name different layers from 0 on, got \[-1\]"),
         ({"layers_to_transform": [1, 1]}, r"`layers_to_transform` must name different layers .* got \[1, 1\]"),
-        ({"edge_mode": "both"}, "edge_mode"),
+        ({"edge_mode": "both"}, "(?s)'edge_mode'.*both"),
+        ({"rnk": 3}, "'rnk'"),
+        ({"adjacency": {"threshold": -0.1}}, r"`threshold` must lie in \[0, 1\), got -0.1"),
         ({"adjacency": {"cut": 1}}, r"`adjacency` has no field \['cut'\]"),
-        ({"storage": "sparse", "adjacency": {"cutoff": None}}, "needs a bound on the edges of a row"),
+        ({"storage": "sparse", "adjacency": {"cutoff": None}}, "`storage='sparse'` .* needs a bound .*use 'dense'"),
         ({"edge_mode": "self_only", "adjacency": {"self_loops": False}}, "keeps self-loops alone"),
     ],
 )
@@ -478,8 +513,9 @@ def test_a_peft_that_cannot_be_extended_is_refused_by_its_version(monkeypatch):
 def test_layers_and_families_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match=r"`layers_to_transform` must lie in \[0, 3\) for this model, got \[40\]"):
         get_peft_model(tiny_decoder(), SparseGINConfig(**{**OPTIONS, "layers_to_transform": [40]}))
-    config = AutoConfig.for_model("mamba", vocab_size=61, hidden_size=16, num_hidden_layers=1)
-    with pytest.raises(ValueError, match="'mamba'.*Supported model types"):
-        get_peft_model(AutoModelForCausalLM.from_config(config), SparseGINConfig(**OPTIONS))
+    for family, heads in (("mamba", {}), ("falcon", {"num_attention_heads": 2}), ("bloom", {"n_head": 2})):
+        config = AutoConfig.for_model(family, vocab_size=61, hidden_size=16, num_hidden_layers=1, **heads)
+        with pytest.raises(TypeError, match=f"'{family}'.*Supported model types: cohere, .*gpt_neox, .*llama"):
+            get_peft_model(AutoModelForCausalLM.from_config(config), SparseGINConfig(**OPTIONS))
     with pytest.raises(ValueError, match="`adapter_names` per row is not supported by SPARSE_GIN"):
         fit()(input_ids=ids(), adapter_names=["default", "default"])
