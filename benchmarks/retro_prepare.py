@@ -247,7 +247,7 @@ def main() -> None:
     for line in rows:
         print(line)
     settings = {**vars(given), "original": "retro-pytorch 0.3.9", "seconds": round(time.monotonic() - began)}
-    print(keep("retro_prepare", settings, rows, about))
+    print(keep(f"retro_prepare-{about['capability'].lower()}", settings, rows, about))
 
 
 if __name__ == "__main__":

@@ -150,12 +150,15 @@ class Corpus:
             (count, length) int64; all padding for what is missing, and from the document's end on.
         """
         count, pieces = len(chunks), -(-length // self.chunk_size)
-        wanted = chunks[:, None] + np.arange(pieces)
-        ends = self.documents[self.document_of(chunks) + 1]
-        missing = (wanted >= ends[:, None]) | (chunks < 0)[:, None]
-        rows = self.tokens.take(np.where(missing, 0, wanted).reshape(-1))
-        rows[missing.reshape(-1)] = self.pad_token_id  # in the small dtype; widened in one pass
-        return rows.reshape(count, pieces * self.chunk_size)[:, :length].astype(np.int64)
+        wanted = chunks + np.arange(pieces)[:, None]  # (pieces, count): numpy is slow along axes as short as `pieces`
+        missing = wanted >= self.documents[self.document_of(chunks) + 1]
+        missing |= chunks < 0
+        wanted[missing] = 0
+        rows = self.tokens.take(wanted.reshape(-1)).reshape(pieces, count, self.chunk_size)
+        rows[missing] = self.pad_token_id  # in the small dtype; widened in one pass
+        said = np.empty((count, pieces, self.chunk_size), dtype=np.int64)
+        said[:] = rows.swapaxes(0, 1)
+        return said.reshape(count, pieces * self.chunk_size)[:, :length]
 
     def text(self, chunk: int) -> str:
         """What a chunk says, without special tokens."""

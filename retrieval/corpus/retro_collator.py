@@ -26,19 +26,24 @@ class DataCollatorForRetro:
         """Int64 input_ids, labels, position_ids (batch, t) and retrieved (batch, chunks, neighbours, length)."""
         longest = max(len(row["input_ids"]) for row in features)
         chunks = max(len(row["retrieved"]) for row in features)
-        behind = [longest - len(row["input_ids"]) for row in features]
-        ids, fill = torch.stack, self.pad_token_id
+        rows = [(row, longest - len(row["input_ids"])) for row in features]
+        fill = self.pad_token_id
         return {
-            "input_ids": ids([pad(r["input_ids"], (0, n), value=fill) for r, n in zip(features, behind, strict=True)]),
-            "labels": ids([pad(r["labels"], (0, n), value=NO_LOSS) for r, n in zip(features, behind, strict=True)]),
-            "position_ids": ids([_counted_on(r["position_ids"], n) for r, n in zip(features, behind, strict=True)]),
-            "retrieved": ids([_with_chunks(row["retrieved"], chunks, fill) for row in features]),
+            "input_ids": torch.stack([_longer(row["input_ids"], more, fill) for row, more in rows]),
+            "labels": torch.stack([_longer(row["labels"], more, NO_LOSS) for row, more in rows]),
+            "position_ids": torch.stack([_counted_on(row["position_ids"], more) for row, more in rows]),
+            "retrieved": torch.stack([_with_chunks(row["retrieved"], chunks, fill) for row in features]),
         }
 
 
+def _longer(tokens: Tensor, more: int, fill: int) -> Tensor:
+    return pad(tokens, (0, more), value=fill) if more else tokens  # `pad` copies even where nothing is to be added
+
+
 def _counted_on(positions: Tensor, more: int) -> Tensor:
-    return torch.cat([positions, positions[-1] + 1 + torch.arange(more)])
+    return torch.cat([positions, positions[-1] + 1 + torch.arange(more)]) if more else positions
 
 
 def _with_chunks(retrieved: Tensor, chunks: int, fill: int) -> Tensor:
-    return pad(retrieved, (0, 0, 0, 0, 0, chunks - len(retrieved)), value=fill)
+    more = chunks - len(retrieved)
+    return pad(retrieved, (0, 0, 0, 0, 0, more), value=fill) if more else retrieved

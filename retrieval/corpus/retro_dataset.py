@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .corpus import Corpus
 from .neighbours import check_database, open_database
+from .sharded_rows import ShardedRows
 
 NO_LOSS = -100
 
@@ -95,9 +96,10 @@ class RetroDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The rows of a batch, gathered together; a DataLoader asks for them so."""
-        if wrong := [index for index in indices if not -len(self) <= index < len(self)]:
-            raise IndexError(f"the data set has {len(self)} rows, got index {wrong[0]}.")
-        rows = self.corpus.sequences[np.asarray(indices, dtype=np.int64)]
+        places = np.asarray(indices, dtype=np.int64)
+        if (wrong := (places < -len(self)) | (places >= len(self))).any():
+            raise IndexError(f"the data set has {len(self)} rows, got index {places[wrong][0]}.")
+        rows = self.corpus.sequences[places]
         return self._legacy_items(rows) if self.legacy else self._items(rows)
 
     def _items(self, rows: np.ndarray) -> list[dict[str, Tensor]]:
@@ -108,49 +110,53 @@ class RetroDataset(Dataset[Any]):
         own = corpus.document_of(chunks)
         ends = chunks + 1 == corpus.documents[own + 1]
         begins = inside & ((chunks == corpus.documents[own]) | (columns == 0))
-        ids = self._tokens(chunks, inside)
+        since = columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)  # chunks since the piece began
+        ids, labels, positions = tokens = np.empty((3, *chunks.shape, size), dtype=np.int64)
+        _put(ids, corpus.tokens, rows, corpus.pad_token_id)
+        labels[:] = ids
         lengths = np.where(inside, np.where(ends, corpus.last_lengths[own], size), 0)
-        labels, short = ids.copy(), lengths < size  # few are, so the whole is copied, not compared
+        short = lengths < size  # few are, so labels are not compared one by one
         labels[short] = np.where(np.arange(size) < lengths[short][:, None], labels[short], NO_LOSS)
         labels[begins, 0] = NO_LOSS
-        since = columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)  # chunks since the piece began
-        arrays = {
-            "input_ids": ids.reshape(len(rows), -1),
-            "labels": labels.reshape(len(rows), -1),
-            "position_ids": (since[:, :, None] * size + np.arange(size)).reshape(len(rows), -1),
-            "retrieved": self._retrieved(chunks, inside & ~ends & (columns + 1 < rows[:, 1:])),
-        }
-        names = [*arrays, "document_offsets"]
-        columns_of = [torch.from_numpy(array).unbind() for array in arrays.values()]
-        offsets = [torch.from_numpy(np.flatnonzero(row) * size) for row in begins]
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns_of, offsets, strict=True)]
-
-    def _tokens(self, chunks: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """(batch, chunks, chunk_size) int64, padding where a row has no chunk."""
-        ids = self.corpus.tokens.take(chunks.reshape(-1))
-        ids[~inside.reshape(-1)] = self.corpus.pad_token_id
-        return ids.astype(np.int64).reshape(*chunks.shape, -1)
-
-    def _retrieved(self, chunks: np.ndarray, read: np.ndarray) -> np.ndarray:
-        """(batch, chunks, neighbours, neighbour_length) int64, all padding for chunks that are not `read`."""
-        shape = (*chunks.shape, self.num_neighbours, self.neighbour_length)
-        found = np.full(shape[:-1], -1, dtype=np.int64)
-        found[read] = self.corpus.neighbours.take(chunks[read])[:, : self.num_neighbours]
-        return self.database.passages(found.reshape(-1), self.neighbour_length).reshape(shape)
+        np.add(since[:, :, None] * size, np.arange(size), out=positions)
+        retrieved = self._retrieved(rows, inside & ~ends & (columns + 1 < rows[:, 1:]))
+        pieces, starts = begins.nonzero()
+        counts = np.bincount(pieces, minlength=len(rows)).tolist()
+        arrays = [*tokens.reshape(3, len(rows), -1), retrieved]
+        parts = [torch.from_numpy(array).unbind() for array in arrays]
+        parts.append(torch.from_numpy(starts * size).split_with_sizes(counts))
+        names = ("input_ids", "labels", "position_ids", "retrieved", "document_offsets")
+        return [dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True)]
 
     def _legacy_items(self, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        columns = np.arange(self.sequence_length // self.corpus.chunk_size)
-        inside = columns < rows[:, 1:]
-        retrieved = torch.from_numpy(self._retrieved(np.where(inside, rows[:, :1] + columns, 0), inside))
-        ids = [torch.from_numpy(self._legacy_ids(int(start), int(count))) for start, count in rows]
-        return list(zip(ids, retrieved, strict=True))
+        corpus, size = self.corpus, self.corpus.chunk_size
+        columns = np.arange(self.sequence_length // size)
+        ids = np.empty((len(rows), len(columns) + 1, size), dtype=np.int64)
+        _put(ids, corpus.tokens, rows, corpus.pad_token_id)
+        after = rows.sum(1)  # the chunk after the row; its first token belongs to the row if the document goes on
+        goes_on = after < corpus.documents[corpus.document_of(after - 1) + 1]
+        ids[goes_on, rows[goes_on, 1], 0] = corpus.tokens.take(after[goes_on])[:, 0]
+        retrieved = self._retrieved(rows, columns < rows[:, 1:])
+        ids = ids.reshape(len(rows), -1)[:, : self.sequence_length + 1]
+        return list(zip(torch.from_numpy(ids), torch.from_numpy(retrieved), strict=True))
 
-    def _legacy_ids(self, start: int, count: int) -> np.ndarray:
-        """(t + 1,) ids: the row and the first token after it, if that is of the same document."""
-        corpus = self.corpus
-        ids = np.full(self.sequence_length + 1, corpus.pad_token_id, dtype=np.int64)
-        ids[: count * corpus.chunk_size] = corpus.tokens.between(start, start + count).reshape(-1)
-        end = start + count
-        if end < corpus.documents[corpus.document_of(np.asarray([end - 1]))[0] + 1]:
-            ids[count * corpus.chunk_size] = corpus.tokens.between(end, end + 1)[0, 0]
-        return ids
+    def _retrieved(self, rows: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """(batch, chunks, neighbours, neighbour_length) int64, all padding for chunks that are not `read`."""
+        found = np.empty((*read.shape, self.num_neighbours), dtype=np.int64)
+        _put(found, self.corpus.neighbours, rows, -1)
+        found[~read] = -1
+        passages = self.database.passages(found.reshape(-1), self.neighbour_length)
+        return passages.reshape(*found.shape, self.neighbour_length)
+
+
+def _put(out: np.ndarray, source: ShardedRows, rows: np.ndarray, missing: int) -> None:
+    """Copy what belongs to the chunks of each row, cut to the last axis of `out`; `missing` behind a row's last chunk.
+
+    Args:
+        out: (batch, chunks, width), written to.
+        source: (num_chunks, at least width).
+        rows: (batch, 2), first chunk and number of chunks.
+    """
+    for place, (start, count) in zip(out, rows.tolist(), strict=True):
+        place[:count] = source.between(start, start + count)[:, : out.shape[-1]]
+        place[count:] = missing

@@ -1,5 +1,7 @@
 """Rows that lie in several files, read as one: mapped, never written to, nothing copied but what is asked for."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,6 +17,7 @@ class ShardedRows:
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
         self.shards = list(shards)
         self.offsets = np.concatenate([[0], np.cumsum([len(shard) for shard in self.shards])]).astype(np.int64)
+        self._firsts: list[int] = self.offsets[:-1].tolist()  # of each shard; a list is searched faster for one number
         self.shape = (int(self.offsets[-1]), *self.shards[0].shape[1:])
         self.dtype = self.shards[0].dtype
 
@@ -36,16 +39,18 @@ class ShardedRows:
         if len(rows) and (first := where[0]) == where[-1] and (where == first).all():
             return self.shards[first].take(rows - self.offsets[first], axis=0)
         taken = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        for shard in np.flatnonzero(np.bincount(where)):
-            here = np.flatnonzero(where == shard)
-            taken[here] = self.shards[shard].take(rows[here] - self.offsets[shard], axis=0)
+        whole = _opaque(taken)
+        for shard in np.bincount(where).nonzero()[0]:
+            here = (where == shard).nonzero()[0]
+            whole[here] = _opaque(self.shards[shard]).take(rows[here] - self.offsets[shard])
         return taken
 
     def between(self, start: int, end: int) -> np.ndarray:
         """Rows start ... end - 1; a view if they lie in one shard."""
-        first = int(np.searchsorted(self.offsets, start, side="right")) - 1
-        if end <= start or end <= self.offsets[first + 1]:
-            return self.shards[first][start - self.offsets[first] : max(end, start) - self.offsets[first]]
+        first = bisect_right(self._firsts, start) - 1
+        offset, shard = self._firsts[first], self.shards[first]
+        if end <= start or end <= offset + len(shard):
+            return shard[start - offset : max(end, start) - offset]
         return np.concatenate([block[max(start - at, 0) : end - at] for at, block in self._overlapping(start, end)])
 
     def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -58,3 +63,9 @@ class ShardedRows:
         for offset, shard in zip(self.offsets, self.shards, strict=False):
             if offset < end and offset + len(shard) > start:
                 yield int(offset), shard
+
+
+def _opaque(rows: np.ndarray) -> np.ndarray:
+    """(rows,) views of whole rows, which numpy moves at once and not number by number."""
+    numbers = rows.reshape(len(rows), math.prod(rows.shape[1:]))
+    return numbers.view(np.dtype((np.void, numbers.shape[1] * numbers.itemsize)))[:, 0]
