@@ -17,6 +17,26 @@ SIZES = {
     "bos_token_id": 0,
     "eos_token_id": None,
 }
+PARALLEL = ["cohere", "gpt_neox", "phi"]
+"""Families whose feed-forward stands beside attention."""
+
+ADAPTED = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "smollm3",
+    "granite",
+    "phi3",
+    "gpt2",
+    *PARALLEL,
+]
+"""Families that sparse-GIN is tested on."""
+
 _TOKENS = {name: value for name, value in SIZES.items() if "token" in name or "vocab" in name}
 _GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
 OF_FAMILY = {

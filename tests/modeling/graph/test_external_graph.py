@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_decoders import tiny_decoder
+from tiny_decoders import ADAPTED, PARALLEL, tiny_decoder
 from tiny_graphs import GRAPHS, LENGTH, chunks, edges
 from transformers import DynamicCache
 
@@ -18,12 +18,13 @@ from graft.modeling.transformers_compat import cache_argument, cache_of
 
 register_with_peft()
 
-FAMILIES = ["gpt2", "llama", "mistral"]
+FEW = ["gpt2", "llama", "mistral"]
 MODES = ["causal", "external_only"]
+GRID = [(family, mode) for family in ADAPTED for mode in (MODES if family in FEW else MODES[:1])]
 
 
-def fit(family="llama", seed=1, **options):
-    base = tiny_decoder(family)
+def fit(family="llama", seed=1, base=None, **options):
+    base = tiny_decoder(family) if base is None else base
     defaults = {"rank": 6, "task_type": "CAUSAL_LM", "dropout": 0.0, "scale_first": 0.5}
     model = get_peft_model(base, SparseGINConfig(**{**defaults, **options}))
     rng = torch.Generator().manual_seed(seed)
@@ -45,8 +46,9 @@ def logits(model, tokens, **inputs):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", sorted(GRAPHS))
-def test_the_graph_acts_and_no_later_token_or_edge_changes_an_earlier_logit(kind, mode):
-    model, tokens, graph = fit(edge_mode=mode), ids(), GRAPHS[kind]()
+@pytest.mark.parametrize("family", ADAPTED)
+def test_the_graph_acts_and_no_later_token_or_edge_changes_an_earlier_logit(family, kind, mode):
+    model, tokens, graph = fit(family, edge_mode=mode), ids(), GRAPHS[kind]()
     found = logits(model, tokens, graph=graph)
     assert not torch.allclose(found, logits(model, tokens))
     other = tokens.clone()
@@ -58,9 +60,17 @@ def test_the_graph_acts_and_no_later_token_or_edge_changes_an_earlier_logit(kind
         torch.testing.assert_close(logits(model, tokens, graph=graph)[:, :8], found[:, :8], atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_chunks_are_their_expanded_edges_and_weight_0_is_no_graph(mode):
-    model, tokens, graph = fit(edge_mode=mode), ids(), chunks()
+@pytest.mark.parametrize("family", ADAPTED)
+def test_one_edge_moves_its_reader_and_nothing_before(family):
+    model, tokens = fit(family, layers_to_transform=[1]), ids(1)
+    graph = TokenEdges(torch.tensor([[0, 9, 2]]), torch.ones(1, dtype=torch.float64))
+    moved = (logits(model, tokens, graph=graph) != logits(model, tokens)).any(-1)[0]
+    assert moved.nonzero().flatten()[0] == 9
+
+
+@pytest.mark.parametrize(("family", "mode"), GRID)
+def test_chunks_are_their_expanded_edges_and_weight_0_is_no_graph(family, mode):
+    model, tokens, graph = fit(family, edge_mode=mode), ids(), chunks()
     pairs = expand_chunks(graph)
     index = pairs.nonzero()
     expanded = TokenEdges(index, pairs[tuple(index.T)], 2)
@@ -70,9 +80,10 @@ def test_chunks_are_their_expanded_edges_and_weight_0_is_no_graph(mode):
     assert torch.equal(logits(model, tokens, graph=none), logits(model, tokens))
 
 
-def test_attention_edges_and_given_ones_are_added_up():
+@pytest.mark.parametrize("family", ["llama", *PARALLEL])
+def test_attention_edges_and_given_ones_are_added_up(family):
     """One layer's update, against the matrix of both graphs."""
-    model, tokens, graph = fit(layers_to_transform=[1]), ids(), chunks()
+    model, tokens, graph = fit(family, layers_to_transform=[1]), ids(), chunks()
     update, seen = model.base_model.sparse_gin.adapters["default"].layers["1"], []
     handle = update.register_forward_hook(lambda module, args, output: seen.append((*args, output)))
     logits(model, tokens, graph=graph, use_cache=False)
@@ -102,10 +113,39 @@ def test_a_message_runs_along_a_given_edge_where_attention_carries_nothing(mode,
     assert 9 not in without
 
 
+def repeated_keys(model, small):
+    """The weights of `small`, whose heads share keys and values in pairs, as `model` has them for each head."""
+    state = dict(small.state_dict())
+    for name, weight in model.state_dict().items():
+        found = state[name]
+        if found.shape != weight.shape:
+            fused = name.endswith("qkv_proj.weight")
+            own, shared = (found[:32], found[32:]) if fused else (found[:0], found)
+            heads = shared if shared.dim() == 2 and shared.shape[1] == 8 else shared.unflatten(0, (-1, 8))
+            both = heads.repeat_interleave(2, 0).reshape(-1, *weight.shape[1:])
+            state[name] = torch.cat([own, both])
+    return state
+
+
+@pytest.mark.parametrize("family", sorted({*ADAPTED} - {"gpt2", "gpt_neox"}))
+def test_heads_that_share_keys_read_the_graphs_of_heads_with_keys_of_their_own(family):
+    small, tokens, graph = tiny_decoder(family), ids(), chunks()
+    base = tiny_decoder(family, num_key_value_heads=4)
+    assert sum(weight.numel() for weight in base.parameters()) > sum(weight.numel() for weight in small.parameters())
+    base.load_state_dict(repeated_keys(base, small))
+    torch.testing.assert_close(logits(base, tokens), logits(small, tokens), atol=1e-6, rtol=1e-6)
+    found, expected = (logits(fit(base=each), tokens, graph=graph) for each in (small, base))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("mode", MODES)
-def test_padding_and_its_content_change_no_real_logit(mode, side):
-    model, tokens, graph = fit(edge_mode=mode), ids(3), chunks(3)
+@pytest.mark.parametrize(("family", "mode"), GRID)
+def test_padding_and_its_content_change_no_real_logit(family, mode, side):
+    if family == "gemma2":  # its stock eager attention makes padding NaN in float64
+        base, close = tiny_decoder(family, torch.float32), {"atol": 2e-5, "rtol": 1e-4}
+    else:
+        base, close = tiny_decoder(family), {"atol": 1e-5, "rtol": 1e-5}
+    model, tokens, graph = fit(base=base, edge_mode=mode), ids(3), chunks(3)
     mask = torch.ones_like(tokens)
     for row, pads in enumerate((0, 4, 7)):
         mask[row, slice(0, pads) if side == "left" else slice(13 - pads, 13)] = 0
@@ -116,12 +156,11 @@ def test_padding_and_its_content_change_no_real_logit(mode, side):
         assert torch.equal(one[row, real], two[row, real])
         alone = ChunkGraph(graph.chunk_ids[row : row + 1, real], graph.weights[row : row + 1])
         found = logits(model, tokens[row : row + 1, real], graph=alone)[0]
-        torch.testing.assert_close(one[row, real], found, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one[row, real], found, **close)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", sorted(GRAPHS))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "mode"), GRID)
 def test_in_pieces_with_a_cache_logits_are_those_of_the_whole(family, kind, mode):
     """Also where a sliding window of 6 has dropped keys that the graph reads."""
     model, tokens, graph = fit(family, num_layers=2, edge_mode=mode), ids(length=21), GRAPHS[kind](length=21)
@@ -145,8 +184,7 @@ def uncached(model, tokens, graph, mask, steps):
     return tokens
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "mode"), GRID)
 def test_greedy_generation_is_that_of_passes_over_all(family, mode):
     model, tokens, graph = fit(family, edge_mode=mode), ids(), chunks()
     mask = torch.ones_like(tokens)

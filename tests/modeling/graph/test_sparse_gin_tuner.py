@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
-from tiny_decoders import tiny_decoder
+from tiny_decoders import ADAPTED, PARALLEL, tiny_decoder
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from graft.configuration.configuration_gnn import GNNConfig
@@ -22,22 +22,6 @@ from graft.modeling.transformers_compat import cache_argument, cache_of
 register_with_peft()
 
 REFUSED = (ValueError, TypeError, StrictDataclassError)
-PARALLEL = ["cohere", "gpt_neox", "phi"]
-FAMILIES = [
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "olmo2",
-    "smollm3",
-    "granite",
-    "phi3",
-    "gpt2",
-    *PARALLEL,
-]
 FEW = ["llama", "mistral", "gemma2", "olmo2", "gpt2", "gpt_neox"]
 OPTIONS = {"rank": 6, "task_type": "CAUSAL_LM", "dropout": 0.0, "scale_first": 0.5}
 
@@ -101,7 +85,7 @@ def test_one_layer_of_a_llama_equals_its_equation_written_out():
     torch.testing.assert_close(logits(model, tokens), expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_later_tokens_change_no_earlier_logit_and_the_adapter_acts(family):
     model, tokens = fit(family), ids()
     other = tokens.clone()
@@ -138,7 +122,7 @@ def test_beside_a_parallel_mlp_the_update_is_added_to_what_both_give(family):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_only_new_weights_are_trained_and_no_name_of_the_base_changes(family):
     names = list(tiny_decoder(family).state_dict())
     model, tokens = fit(family), ids()
@@ -149,7 +133,7 @@ def test_only_new_weights_are_trained_and_no_name_of_the_base_changes(family):
     assert all(parameter.grad.any() for name, parameter in model.named_parameters() if name in trained)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_disabled_or_unloaded_it_is_the_base_bit_for_bit(family):
     expected, tokens = logits(tiny_decoder(family), ids()), ids()
     model = fit(family)
@@ -188,7 +172,7 @@ def test_padding_on_either_side_and_its_content_change_no_real_logit(family, imp
             torch.testing.assert_close(one[row, real], alone, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_in_pieces_with_a_cache_logits_are_those_of_the_whole(family):
     """Also where a sliding window of 8 has dropped keys."""
     model, tokens = fit(family, num_layers=2), ids(length=21)
