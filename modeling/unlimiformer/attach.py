@@ -40,7 +40,8 @@ from .remember import (
     stores_keys,
     vocabulary_size,
 )
-from .report import AttentionReport, recording
+from .report import AttentionReport, HeadPlace, recording
+from .retrieval_heads import retrieval_heads
 from .swapped_cross_attention import SwappedCrossAttention
 
 Padded = tuple[Tensor, Tensor | None]
@@ -223,6 +224,16 @@ class Unlimited(Attachment):
         """(layers, heads): the share of its attention that each head gives to the memory, see `far_attention`."""
         self.check_attached()
         return far_attention(self.model, memory, question_ids)
+
+    def retrieval_heads(self, memory: Memory, **options: Any) -> list[HeadPlace]:
+        """The (layer, head) of a decoder that find what they are asked, the best first, see `retrieval_heads`.
+
+        Args:
+            memory: made by this model.
+            options: count, probes, tokens.
+        """
+        self.check_attached()
+        return retrieval_heads(self.model, memory, **options)
 
     def generate(
         self,

@@ -3,7 +3,7 @@
 A report travels in the cache, so threads do not mix, and a generation without one pays nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...pages import figure, heading, heat_map_png, page, paragraph, table, token_heat
 
+HeadPlace = tuple[int, int]
+"""A layer and one of its heads."""
 DETAIL = 32
 """Source tokens remembered for each layer, head and step."""
 SINKS = 4
@@ -140,6 +142,17 @@ class AttentionReport:
         """
         return {layer: torch.stack(steps).mean(0) for layer, steps in sorted(self._far.items())}
 
+    def attention_to(self, start: int, end: int, document: int = 0) -> dict[int, Tensor]:
+        """Of each recorded layer, the share of attention (heads,) on source tokens [start, end), mean over steps.
+
+        Of each step the `DETAIL` tokens that a head read most are counted.
+        """
+        shares: dict[int, Tensor] = {}
+        for (_, layer), (ids, weights) in sorted(self._details.items()):
+            inside = (weights[document] * ((ids[document] >= start) & (ids[document] < end))).sum(-1)
+            shares[layer] = shares.get(layer, 0) + inside / len(self.steps)
+        return shares
+
     def tokens(self, step: int, layer: int, head: int, document: int = 0) -> tuple[Tensor, Tensor]:
         """Source indices and weights, strongest first, of what one head read at one step: at most `DETAIL` of them.
 
@@ -164,11 +177,35 @@ class AttentionReport:
         return torch.stack(rows)[:, : self.lengths[document]]
 
     def passages(
-        self, tokenizer: Any, count: int = 3, length: int = 64, document: int = 0, since: int = 0
+        self,
+        tokenizer: Any,
+        count: int = 3,
+        length: int = 64,
+        document: int = 0,
+        since: int = 0,
+        heads: Sequence[HeadPlace] | None = None,
     ) -> list[Passage]:
-        """The `count` passages of `length` tokens, apart from each other, that were read most from step `since` on."""
+        """The `count` passages of `length` tokens, apart from each other, that were read most from step `since` on.
+
+        Args:
+            tokenizer: that made the document's tokens.
+            count, length: how many passages, of how many tokens.
+            document: which one.
+            since: first step that counts.
+            heads: whose reading counts, such as `unlimited.retrieval_heads(memory)`, by the `DETAIL` tokens that each
+                read most in a step; None for all heads and tokens, which tell little of where an answer stands.
+
+        Raises:
+            ValueError: one of `heads` was not recorded.
+        """
         steps = [place for place, step in enumerate(self.steps) if step >= since]
-        read = self.matrix(document)[steps].sum(0)
+        if heads is None:
+            read = self.matrix(document)[steps].sum(0)
+        else:
+            read = torch.zeros(self.lengths[document])
+            for step in (self.steps[place] for place in steps):
+                for layer, head in heads:
+                    read.index_add_(0, *self.tokens(step, layer, head, document))
         read[:SINKS] = 0
         read = read / read.sum().clamp(min=torch.finfo(read.dtype).tiny)
         width = min(length, read.shape[0])
