@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("--model", default=".cache/smollm2-135m-instruct")
     parser.add_argument("--documents", type=Path, default=Path(".cache/documentation"))
     parser.add_argument("--run", type=Path, default=Path("runs/graph_adapter"), help="where finished runs are kept")
+    parser.add_argument("--results", default="graph_adapter_quality", help="name of the file of results")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2], help="tried with seed 0")
     parser.add_argument("--seeds", type=int, default=3)
@@ -321,11 +322,13 @@ def main() -> None:
                 rows.append({"difference": f"{first} - {second}", **found})
         for row in rows:
             print(row)
-        settings = {name: value for name, value in vars(given).items() if name not in ("model", "documents", "run")}
+        settings = {
+            name: value for name, value in vars(given).items() if name not in ("model", "documents", "run", "results")
+        }
         settings["seeds"] = seed + 1
         known = sum(row["known"] for row in nothing["test"]) / sum(row["tokens"] for row in nothing["test"])
         settings |= {"degree of random tokens": duel.degree, "share of known mentions": round(known, 3)}
-        print(keep("graph_adapter_quality", settings, rows, about))
+        print(keep(given.results, settings, rows, about))
 
 
 if __name__ == "__main__":
