@@ -62,7 +62,7 @@ def _build(given: argparse.Namespace) -> None:
         min_weight=given.min_weight,
         min_npmi=given.min_npmi,
         max_nodes=given.max_nodes,
-        aliases=json.loads(given.aliases.read_text(encoding="utf-8")) if given.aliases else {},
+        aliases=aliases_in(given.aliases) if given.aliases else {},
     )
     choice = ExtractorChoice(given.extractor, tuple(given.label))
     chunks = read_chunks(given.input, given.text_field, given.chunk_characters)
@@ -72,6 +72,21 @@ def _build(given: argparse.Namespace) -> None:
         *(len(chunks), len(found.mentions), len(found.graph), found.graph.number_of_edges(), len(found.merges)),
         given.out / "graph.html",
     )
+
+
+def aliases_in(path: Path) -> dict[str, str]:
+    """The names to use for surfaces, of a JSON file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`--aliases` {path} is no JSON: {error}.") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f'`--aliases` {path} must hold an object such as {{"surface": "name"}}.')
+    return found
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         epilog="`--memory.FIELD VALUE` sets an option of the memory, `--FIELD VALUE` one of GenerationConfig, such as "
-        "`--max_new_tokens 100`.",
+        "`--max_new_tokens 100`, which is what an answer has at most unless the model's folder says otherwise.",
         allow_abbrev=False,
     )
     parser.add_argument("model", help="folder or id of a model, of an adapter, or of a finished run")

@@ -105,11 +105,15 @@ def _tell(given: argparse.Namespace) -> None:
 
 def _estimate(given: argparse.Namespace) -> float:
     import duckdb
+    from transformers import AutoConfig
 
-    from graft import QueryGraphForCostEstimation
+    from graft import QueryGraphConfig, QueryGraphForCostEstimation
 
     if not given.database.is_file():
         raise ValueError(f"`database` must be a DuckDB file, got {given.database}, which is none.")
+    found = AutoConfig.from_pretrained(given.model).model_type
+    if found != QueryGraphConfig.model_type:  # other weights would all be left out, and what is left is a guess
+        raise ValueError(f"`model` {given.model} must be one that --train made, got a {found}.")
     model = QueryGraphForCostEstimation.from_pretrained(given.model).eval()
     try:
         connection = duckdb.connect(str(given.database), read_only=True)

@@ -28,7 +28,7 @@ from graft.modeling.unlimiformer.report import AttentionReport, Passage
 from graft.trainer.abilities import has_own_memory
 from graft.trainer.collators import padding_id
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.generation import chat_frame, check_generation, load, memory_options
+from graft.trainer.generation import chat_frame, check_generation, load, memory_options, with_limit
 from graft.trainer.named_texts import NamedText
 from graft.trainer.tokenisation import plain_ids, special_tokens_around
 
@@ -106,6 +106,7 @@ class Conversation:
         config = _checked_options(request)
         self.model, self.tokenizer = load(request.model, request.trust_remote_code)
         self._request = request
+        self._generation = with_limit(request.generation, self.model)
         self._prefix, self._suffix = self._frame(request)
         self._documents: Sequence[NamedText] = ()
         self._read: _Read | None = None  # of all documents, without a question
@@ -202,7 +203,7 @@ class Conversation:
             assert local is not None
             return Answer(self._generated(_unpadded(local)))
         report = AttentionReport() if self._request.sources or page else None
-        new = self._request.generation.get("max_new_tokens", 0)
+        new = self._generation.get("max_new_tokens", 0)
         text = self._generated(read.memory.inputs(local, record=report, max_new_tokens=new))
         if report is None or not report.steps:
             return Answer(text)
@@ -245,7 +246,7 @@ class Conversation:
         return _unpadded(ids)
 
     def _generated(self, inputs: Mapping[str, Any]) -> str:
-        options = {"pad_token_id": padding_id(self.tokenizer), **self._request.generation}
+        options = {"pad_token_id": padding_id(self.tokenizer), **self._generation}
         if self.streams:
             skips = not self.is_encoder_decoder
             options["streamer"] = TextStreamer(self.tokenizer, skip_prompt=skips, skip_special_tokens=True)

@@ -22,7 +22,7 @@ from graft.modeling.unlimiformer.report import AttentionReport, Passage
 from graft.trainer.abilities import MEMORY_FILE, has_own_memory
 from graft.trainer.collators import padding_id
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.generation import chat_frame, check_generation, load, memory_options
+from graft.trainer.generation import ANSWER_TOKENS, chat_frame, check_generation, load, memory_options
 from graft.trainer.tokenisation import plain_ids, special_tokens_around
 
 PIECES = 20
@@ -99,7 +99,7 @@ class DocumentReader:
             self._reader: Any = self.model if own else unlimiform(self.model, config)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(str(error)) from error
-        options = {"max_new_tokens": 100, "do_sample": False, **(generation or {})}
+        options = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, **(generation or {})}
         self._generation = {"pad_token_id": padding_id(self.tokenizer), **options}
         chats = self.tokenizer.chat_template is not None
         self._prefix, self._suffix = chat_frame(self.tokenizer) if chats else ("", "")

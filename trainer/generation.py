@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,6 +16,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -25,6 +27,8 @@ from graft.trainer.command_line import split_overrides, typed_value
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.kernel_repositories import refuse_kernel_repositories
 
+ANSWER_TOKENS = 100
+"""New tokens of an answer, at most, where neither the user nor the model's own generation config limits it."""
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}document\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -56,8 +60,23 @@ def check_generation(options: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"Generation options: `GenerationConfig` has no {', '.join(unknown)}.")
     try:
         GenerationConfig(**options).validate(strict=True)
-    except (ValueError, TypeError) as error:
+    except TypeError as error:
+        raise ConfigurationError(f"Generation options: a value is of the wrong type in {dict(options)}.") from error
+    except ValueError as error:
         raise ConfigurationError(f"Generation options: {' '.join(str(error).split())}") from error
+
+
+def with_limit(options: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """`options` of a generation, with a limit where neither they nor the model's own generation config have one.
+
+    It is `ANSWER_TOKENS`, or a quarter of few positions; transformers would stop behind 20 tokens.
+    """
+    own = model.generation_config
+    limited = own.max_new_tokens is not None or own.max_length != GenerationConfig().max_length
+    if limited or "max_new_tokens" in options or "max_length" in options:
+        return dict(options)
+    positions = getattr(model.config, "max_position_embeddings", None) or 4 * ANSWER_TOKENS
+    return {"max_new_tokens": min(ANSWER_TOKENS, positions // 4), **options}
 
 
 def load(name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -87,6 +106,9 @@ def memory_options(name: str, given: Mapping[str, Any]) -> UnlimiformerConfig:
     """
     saved = Path(name) / MEMORY_FILE
     options = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    known = {field.name for field in fields(UnlimiformerConfig)}
+    if unknown := sorted(set(given) - known):
+        raise ConfigurationError(f"Memory options: there is no {unknown[0]!r}; there are {', '.join(sorted(known))}.")
     try:
         return UnlimiformerConfig(**{**options, **given})
     except Exception as error:  # a strict dataclass raises an error of its own, which is no ValueError

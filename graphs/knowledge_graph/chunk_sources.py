@@ -74,9 +74,7 @@ def read_chunks(source: str | Path, text_field: str = "text", length: int = 2000
 def _chunks_of_folder(folder: Path, length: int) -> list[TextChunk]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     return [
-        chunk
-        for path in paths
-        for chunk in chunks_of_text(path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8"), length)
+        chunk for path in paths for chunk in chunks_of_text(path.relative_to(folder).as_posix(), _text(path), length)
     ]
 
 
@@ -90,12 +88,32 @@ def _rows(source: Path) -> Iterator[Mapping[str, Any]]:
 
         yield from pyarrow.parquet.read_table(source).to_pylist()
     elif source.suffix == ".jsonl":
-        with source.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+        yield from _objects(source)
     elif source.suffix in SUFFIXES:
-        yield {"id": source.name, "text": source.read_text(encoding="utf-8")}
+        yield {"id": source.name, "text": _text(source)}
     else:
         raise ValueError(f"{source} must be a folder, .jsonl, .parquet, or one of {', '.join(SUFFIXES)}.")
+
+
+def _objects(source: Path) -> Iterator[Mapping[str, Any]]:
+    with source.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)  # an error of decoding is a ValueError too
+            except ValueError as error:
+                raise ValueError(f"{source}, line {number}: expected a JSON object ({error}).") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{source}, line {number}: expected a JSON object, got {type(row).__name__}.")
+            yield row
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}.") from error
 
 
 def _chunks_of_any(rows: Iterable[Mapping[str, Any]], text_field: str, length: int) -> Iterator[TextChunk]:

@@ -127,12 +127,12 @@ def _begin(manifest: Manifest, corpus: dict[str, Any], source: dict[str, Any], a
     if stage["status"] != "complete":
         raise ValueError(
             f"{manifest.folder} was begun with other documents: {stage['sources'][-1]}, now {source}; finish it with "
-            "those, or pass overwrite=True."
+            "those, or begin anew with --overwrite (overwrite=True)."
         )
     if not append:
         raise ValueError(
-            f"{manifest.folder} holds the documents {stage['sources']}, now given {source}; pass append=True to add "
-            "them, or overwrite=True to begin anew."
+            f"{manifest.folder} holds the documents {stage['sources']}, now given {source}; add them "
+            "with `graft-corpus append` (append=True), or begin anew with --overwrite (overwrite=True)."
         )
     if source in stage["sources"]:
         return False
@@ -153,7 +153,8 @@ def _refuse_difference(manifest: Manifest, asked: dict[str, Any]) -> None:
         by_name_too = name != "tokenizer"  # what that is called does not matter
         if there != value if by_name_too else there["sha256"] != value["sha256"]:
             raise ValueError(
-                f"`{name}` is {value}, but {manifest.folder} was made with {there}; use that, or pass overwrite=True."
+                f"`{name}` is {value}, but {manifest.folder} was made with {there}; use that, or begin "
+                "anew with --overwrite (overwrite=True)."
             )
 
 

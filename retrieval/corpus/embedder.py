@@ -60,7 +60,7 @@ class ChunkEmbedder:
         dtype: of the weights; float32 by default.
 
     Raises:
-        ValueError: "cls" is asked of a tokenizer without such a token.
+        ValueError: nothing can be loaded from `model`, or "cls" is asked of a tokenizer without such a token.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ChunkEmbedder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.settings = settings or EmbedderSettings()
-        loaded: Any = model if isinstance(model, PreTrainedModel) else AutoModel.from_pretrained(model, dtype=dtype)
+        loaded: Any = model if isinstance(model, PreTrainedModel) else _load_encoder(model, dtype)
         self.model: Any = loaded.to(device=device, dtype=dtype).eval()
         self.name = str(self.model.name_or_path) or type(self.model).__name__
         self.tokenizer = load_tokenizer(tokenizer if tokenizer is not None else self.model.name_or_path)
@@ -174,6 +174,13 @@ class ChunkEmbedder:
             weights = real[:, first:, None].to(hidden)
             pooled = (hidden[:, first:] * weights).sum(1) / weights.sum(1)
         return (torch.nn.functional.normalize(pooled, dim=-1) if self.settings.normalize else pooled).cpu()
+
+
+def _load_encoder(name: str | Path, dtype: torch.dtype) -> Any:
+    try:
+        return AutoModel.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`embedder` {str(name)!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def weights_hash(model: PreTrainedModel) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,8 @@ def find_neighbours(
     settings["max_overlap"] = max_overlap
     store = open_index(database or corpus) if index == "stored" else None
     if database is not None:
-        _same_embedder(corpus, database)
+        embedded = corpus.manifest.stages["embed"]["settings"]
+        check_comparable(database, embedded, corpus.manifest.corpus["tokenizer"]["sha256"], corpus.chunk_size)
         settings["database"] = {"name": str(database.folder), **database_identity(database)}
     else:
         _warn_of_few(corpus, num_neighbours)
@@ -161,20 +163,33 @@ def check_database(corpus: Corpus, database: Corpus) -> None:
         )
 
 
-def _same_embedder(corpus: Corpus, database: Corpus) -> None:
+def check_comparable(database: Corpus, embedded: Mapping[str, Any], tokenizer_sha256: str, chunk_size: int) -> None:
+    """Refuse a database in which neighbours of such chunks cannot be looked for.
+
+    Args:
+        embedded: what `ChunkEmbedder.identity` says of the chunks' vectors.
+        tokenizer_sha256, chunk_size: of the chunks.
+
+    Raises:
+        ValueError: the vectors, the tokens or the length of the database's chunks are of another kind.
+    """
     database.manifest.require("embed")
-    ours, theirs = (c.manifest.stages["embed"]["settings"] for c in (corpus, database))
-    if ours["embedder"]["sha256"] != theirs["embedder"]["sha256"] or ours["pooling"] != theirs["pooling"]:
+    theirs = database.manifest.stages["embed"]["settings"]
+    if embedded["embedder"]["sha256"] != theirs["embedder"]["sha256"] or embedded["pooling"] != theirs["pooling"]:
         raise ValueError(
-            f"`database` {database.folder} was embedded with {theirs['embedder']}, {corpus.folder} with "
-            f"{ours['embedder']}; embed one of them again."
+            f"`database` {database.folder} was embedded with {theirs['embedder']['name']} ({theirs['pooling']}), the "
+            f"documents given with {embedded['embedder']['name']} ({embedded['pooling']}): embed one of them again."
         )
-    if corpus.manifest.corpus["tokenizer"]["sha256"] != database.manifest.corpus["tokenizer"]["sha256"]:
-        raise ValueError(f"`database` {database.folder} and {corpus.folder} must have the same tokenizer.")
-    if corpus.chunk_size != database.chunk_size:
+    own = database.manifest.corpus["tokenizer"]
+    if tokenizer_sha256 != own["sha256"]:
         raise ValueError(
-            f"`database` {database.folder} has chunks of {database.chunk_size} tokens, {corpus.folder} of "
-            f"{corpus.chunk_size}."
+            f"`database` {database.folder} was cut with the tokenizer {own['name']}, which is another than that of "
+            "the documents given: cut both with one."
+        )
+    if chunk_size != database.chunk_size:
+        raise ValueError(
+            f"`database` {database.folder} has chunks of {database.chunk_size} tokens, the documents given of "
+            f"{chunk_size}."
         )
 
 

@@ -21,7 +21,7 @@ from .executors import Executor, executor_and_threads
 from .index_choice import IndexChoice, choose_index
 from .indexing import build_index
 from .manifest import Manifest
-from .neighbours import find_neighbours
+from .neighbours import check_comparable, find_neighbours
 from .packing import Pack, chunks_per_row, pack_sequences
 from .tokenizers_of_corpora import identify, load_tokenizer
 
@@ -94,11 +94,13 @@ def prepare_corpus(
             f"`index` must be exact or auto with a `database`, whose own is asked, got {settings.index!r}."
         )
     tokenizer = load_tokenizer(tokenizer)
+    if database is not None:  # before the long work, not after
+        check_comparable(database, embedder.identity(), identify(tokenizer).sha256, settings.chunks.chunk_size)
     if overwrite or not (Path(folder) / "manifest.json").exists():
         _check_space(source, folder, tokenizer, embedder, settings)
     corpus = tokenize_corpus(source, folder, tokenizer, settings.chunks, overwrite=overwrite)
     if database is None:
-        choice = _choice(len(corpus), embedder.width, settings)  # refused before the long work, not after
+        choice = _choice(len(corpus), embedder.width, settings)  # also refused before the long work
     embed_corpus(folder, embedder, settings.workers)
     if database is not None:
         is_stored = settings.index == "auto" and "index" in database.manifest.stages

@@ -75,7 +75,8 @@ def begin_stage(manifest: Manifest, stage: str, settings: Mapping[str, Any], ove
         if _essence(there["settings"].get(name)) != _essence(value):
             raise ValueError(
                 f"`{name}` is {value!r}, but stage {stage!r} of {manifest.folder} was run with "
-                f"{there['settings'].get(name)!r}; use that, or pass overwrite=True."
+                f"{there['settings'].get(name)!r}; use that, or begin anew with --overwrite "
+                "(overwrite=True)."
             )
     manifest.remove_leftovers()
     return there["status"] != "complete"

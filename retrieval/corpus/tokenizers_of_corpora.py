@@ -41,8 +41,17 @@ class TokenizerIdentity:
 
 
 def load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer itself, or the one in a folder or under a name."""
-    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else AutoTokenizer.from_pretrained(tokenizer)
+    """The tokenizer itself, or the one in a folder or under a name.
+
+    Raises:
+        ValueError: there is none that can be loaded.
+    """
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`tokenizer` {str(tokenizer)!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

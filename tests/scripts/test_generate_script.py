@@ -3,14 +3,17 @@
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.scripts.generate import main
+from graft.trainer.conversation import Conversation
+from graft.trainer.generation import ANSWER_TOKENS, with_limit
 from graft.trainer.tokenisation import plain_ids
 
 OPTIONS = ["--max_new_tokens", "5", "--do_sample", "false", "--memory.window", "32", "--memory.keys_per_query", "8"]
@@ -94,9 +97,10 @@ def test_without_memory_the_stock_model_answers(model_folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--memory.windoww", "3"], "windoww"),
+        (["--memory.windoww", "3"], "no 'windoww'; there are .*window"),
         (["--memory.overlap", "2"], "overlap.*2"),
         (["--max_new_tokenss", "3"], "max_new_tokenss"),
+        (["--max_new_tokens", "three"], "wrong type in .*'max_new_tokens': 'three'"),
         (["--no-memory", "--report", "page.html"], "--report.*--no-memory"),
         (["--chat"], "chat template"),
         (["--no-memory"], "positions: use the memory"),
@@ -222,6 +226,48 @@ def test_questions_are_typed_until_an_empty_one_and_one_that_is_too_long_does_no
     assert errors.count("graft-generate: `question_ids` has") == 1
     assert main([folder, "--prompt", DOCUMENT, *OPTIONS, "--question", "Who?", "Where?"]) == 0
     assert capsys.readouterr().out == out
+
+
+def test_ctrl_c_stops_an_answer_but_no_conversation_that_is_typed(make_run, tmp_path, capsys, stdin, monkeypatch):
+    make_run("causal")
+    answers = Conversation.ask
+
+    def ask(self, question, page):
+        if question == "Who?":
+            raise KeyboardInterrupt
+        return answers(self, question, page)
+
+    monkeypatch.setattr(Conversation, "ask", ask)
+    command = [str(tmp_path / "model"), "--prompt", DOCUMENT, *OPTIONS]
+    stdin("Who?\nWhere?\n\n", typed=True)
+    assert main(command) == 0
+    assert "graft-generate: the answer was interrupted." in capsys.readouterr().err
+    stdin("Who?\nWhere?\n")
+    assert main(command) == 130
+
+
+@pytest.mark.parametrize(("positions", "limit"), [(None, ANSWER_TOKENS), (4096, ANSWER_TOKENS), (128, 32)])
+def test_an_answer_has_a_limit_that_the_models_own_comes_before(positions, limit):
+    config = PreTrainedConfig() if positions is None else PreTrainedConfig(max_position_embeddings=positions)
+
+    def limited(options, **own):
+        return with_limit(options, SimpleNamespace(config=config, generation_config=GenerationConfig(**own)))
+
+    assert limited({}) == {"max_new_tokens": limit}
+    assert limited({"do_sample": False}) == {"max_new_tokens": limit, "do_sample": False}
+    assert limited({"max_length": 7}) == {"max_length": 7}
+    assert limited({}, max_length=142) == limited({}, max_new_tokens=9) == {}
+
+
+def test_an_answer_without_a_limit_is_no_stump(make_run, tmp_path, capsys):
+    make_run("causal")
+    command = [str(tmp_path / "model"), "--prompt", DOCUMENT, "--question", "Who?", *OPTIONS[2:]]
+    command += ["--min_new_tokens", "30"]
+    answers = []
+    for limit in ([], ["--max_new_tokens", "32"]):  # a quarter of the model's positions
+        assert main([*command, *limit]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
 
 
 def test_a_memory_is_kept_without_any_question(make_run, tmp_path, capsys):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from graft import QueryGraphConfig, QueryGraphForCostEstimation
 from graft.graphs.query_plan.measured_plans import MeasuredPlan
@@ -55,6 +56,9 @@ def test_the_command_trains_estimates_and_draws(tmp_path, capsys):
     assert "cannot plan" in capsys.readouterr().err
     assert main([str(model), str(tmp_path / "absent"), "--sql", sql]) == 2
     assert "must be a DuckDB file" in capsys.readouterr().err
+    BertConfig().save_pretrained(tmp_path / "other")
+    assert main([str(tmp_path / "other"), str(database), "--sql", sql]) == 2
+    assert "must be one that --train made, got a bert" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["m"], ["m", "d"], ["m", "d", "--sql", "s", "--train", "2"], ["m", "--train", "0"]])

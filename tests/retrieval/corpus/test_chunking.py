@@ -193,7 +193,7 @@ def test_what_differs_from_the_manifest_is_refused_with_both_values(tmp_path, to
         tokenize_corpus(source, tmp_path, tokenizer, ChunkSettings(4))
     with pytest.raises(ValueError, match="`tokenizer` is .*but .* was made with .*overwrite=True"):
         tokenize_corpus(source, tmp_path, make_tokenizer(200, adds_special=False), ChunkSettings(8))
-    with pytest.raises(ValueError, match="pass append=True to add them, or overwrite=True"):
+    with pytest.raises(ValueError, match="graft-corpus append.*append=True.*overwrite=True"):
         tokenize_corpus(DatasetRows([{"text": "w1"}]), tmp_path, tokenizer, ChunkSettings(8))
     anew = tokenize_corpus(source, tmp_path, tokenizer, ChunkSettings(4), overwrite=True)
     assert anew.chunk_size == 4

@@ -1,6 +1,9 @@
+import copy
+
 import numpy as np
 import pytest
 
+from graft.retrieval.corpus.chunking import ChunkSettings
 from graft.retrieval.corpus.corpus import Corpus
 from graft.retrieval.corpus.document_sources import DatasetRows
 from graft.retrieval.corpus.embedder import ChunkEmbedder, EmbedderSettings
@@ -8,8 +11,14 @@ from graft.retrieval.corpus.embedding import embed_corpus
 from graft.retrieval.corpus.manifest import CorpusError
 from graft.retrieval.corpus.neighbours import find_neighbours, open_database
 from graft.retrieval.corpus.packing import pack_sequences
-from graft.retrieval.corpus.preparation import append_documents, refresh_neighbours
+from graft.retrieval.corpus.preparation import (
+    PreparationSettings,
+    append_documents,
+    prepare_corpus,
+    refresh_neighbours,
+)
 from graft.retrieval.corpus.retro_dataset import RetroDataset
+from graft.retrieval.corpus.tokenizers_of_corpora import load_tokenizer
 
 
 def own_ranges(corpus):
@@ -71,6 +80,32 @@ def test_corpora_that_do_not_fit_each_other_are_refused(tmp_path, build, corpus,
     embed_corpus(ours.folder, ChunkEmbedder(encoder_folder, settings=EmbedderSettings("cls")), overwrite=True)
     with pytest.raises(ValueError, match="was embedded with"):
         find_neighbours(ours.folder, 4, database=corpus)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "chunk_size", "vocabulary", "reason"),
+    [("cls", 8, 0, "was embedded with"), ("mean", 4, 0, "has chunks of 8 tokens"), ("mean", 8, 1, "was cut with")],
+)
+def test_a_database_that_does_not_fit_is_refused_before_any_document_is_read(
+    tmp_path, corpus, encoder_folder, pooling, chunk_size, vocabulary, reason
+):
+    embedder = ChunkEmbedder(encoder_folder, settings=EmbedderSettings(pooling))
+    tokenizer = copy.deepcopy(corpus.tokenizer)
+    tokenizer.add_tokens([f"new{n}" for n in range(vocabulary)])
+    settings = PreparationSettings(ChunkSettings(chunk_size), 2, 16, workers=1)
+    with pytest.raises(ValueError, match=reason):
+        prepare_corpus(NeverRead(), tmp_path / "new", tokenizer, embedder, settings, database=corpus)
+    assert not (tmp_path / "new").exists()
+
+
+class NeverRead:
+    """A source whose documents nobody may ask for."""
+
+
+@pytest.mark.parametrize("load", [ChunkEmbedder, load_tokenizer])
+def test_what_cannot_be_loaded_is_named(load, tmp_path):
+    with pytest.raises(ValueError, match=f"`(embedder|tokenizer)` '{tmp_path}/absent' cannot be loaded"):
+        load(tmp_path / "absent")
 
 
 def test_the_number_of_workers_changes_no_byte(tmp_path, build, embedder, digests):
