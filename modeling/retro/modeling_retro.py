@@ -3,6 +3,7 @@
 Borgeaud et al. 2021, "Improving Language Models by Retrieving from Trillions of Tokens", arXiv 2112.04426.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,15 +83,16 @@ class RetroDecoderLayer(GradientCheckpointingLayer):
         Returns:
             The same two, the neighbours encoded from the first layer with cross-attention on.
         """
-        hidden = self.self_residual(hidden, self.causal_attention, table, mask, cache)
+        hidden = self.self_residual(hidden, partial(self.causal_attention, table=table, mask=mask, cache=cache))
         if self.reads_neighbours:
             if encode is not None:
                 encoded = reading.encode(hidden, encode)
             if reading.reads_nothing:
                 hidden = self.cross_residual.without(hidden)
             else:
-                hidden = self.cross_residual(hidden, self.cross_attention, reading, encoded, layer_cache)
-        return self.feed_forward_residual(hidden, self.feed_forward), encoded
+                cross = partial(self.cross_attention, reading=reading, encoded=encoded, layer_cache=layer_cache)
+                hidden = self.cross_residual(hidden, cross)
+        return self.feed_forward_residual(hidden, partial(self.feed_forward)), encoded
 
 
 class RetroPreTrainedModel(PreTrainedModel):

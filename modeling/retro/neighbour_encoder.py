@@ -3,6 +3,8 @@
 Borgeaud et al. 2021, arXiv 2112.04426, section 2.3 and algorithm 1.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -63,10 +65,11 @@ class NeighbourEncoderLayer(GradientCheckpointingLayer):
         self, rows: Tensor, chunks: Tensor, row_table: Rotary, chunk_table: Rotary, visible: Tensor | None
     ) -> Tensor:
         """(chunks neighbours, length, encoder_hidden_size) to the same; arguments as in NeighbourEncoder."""
-        rows = self.self_residual(rows, self.self_attention, row_table, visible)
+        rows = self.self_residual(rows, partial(self.self_attention, table=row_table, visible=visible))
         if self.has_cross_attention:
-            rows = self.cross_residual(rows, self.cross_attention, chunks, row_table, chunk_table)
-        return self.feed_forward_residual(rows, self.feed_forward)
+            tables = {"row_table": row_table, "chunk_table": chunk_table}
+            rows = self.cross_residual(rows, partial(self.cross_attention, chunks=chunks, **tables))
+        return self.feed_forward_residual(rows, partial(self.feed_forward))
 
 
 class NeighbourEncoder(nn.Module):

@@ -1,13 +1,15 @@
 """Norms, and how a sublayer meets the residual stream: before it (pre-norm) or after it (DeepNorm)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...configuration.configuration_retro import RetroConfig
 from .projections import make_dropout
+
+Sublayer = Callable[[Tensor], Tensor]
+"""A `partial` around a module, not the module: hooks that move arguments to a device would move a module too."""
 
 
 class GatedRMSNorm(nn.Module):
@@ -44,9 +46,9 @@ class PreNormResidual(nn.Module):
         self.norm = norm
         self.dropout = make_dropout(dropout)
 
-    def forward(self, h: Tensor, sublayer: Callable[..., Tensor], *args: Any) -> Tensor:
-        """(batch, rows, width); `sublayer` is called with the normed rows and `args`."""
-        return h + self.dropout(sublayer(self.norm(h), *args))
+    def forward(self, h: Tensor, sublayer: Sublayer) -> Tensor:
+        """(batch, rows, width); `sublayer` is called with the normed rows."""
+        return h + self.dropout(sublayer(self.norm(h)))
 
     def without(self, h: Tensor) -> Tensor:
         """What a sublayer that adds exact zeros would give."""
@@ -62,9 +64,9 @@ class DeepNormResidual(nn.Module):
         self.dropout = make_dropout(dropout)
         self.scale = scale
 
-    def forward(self, h: Tensor, sublayer: Callable[..., Tensor], *args: Any) -> Tensor:
-        """(batch, rows, width); `sublayer` is called with the rows and `args`."""
-        return self.norm(self.scale * h + self.dropout(sublayer(h, *args)))
+    def forward(self, h: Tensor, sublayer: Sublayer) -> Tensor:
+        """(batch, rows, width); `sublayer` is called with the rows."""
+        return self.norm(self.scale * h + self.dropout(sublayer(h)))
 
     def without(self, h: Tensor) -> Tensor:
         """What a sublayer that adds exact zeros would give: the norm still acts."""

@@ -32,6 +32,7 @@ from .memory import Memory, keys_rule, model_fingerprint
 from .memory_size import MemorySize, check_budget, documents_of, memory_size, resolve_window
 from .remember import (
     Documents,
+    check_weights_in_place,
     folds,
     joined_rows,
     real_tokens,
@@ -296,6 +297,7 @@ def remember(
     global_attention_mask: Tensor | None = None,
 ) -> Memory:
     """Read documents with a model whose attention is served; `prefix` is as `documents`, one for each, or no ids."""
+    check_weights_in_place(model)
     ids, lengths = real_tokens(*documents, vocabulary_size(model))
     real = Documents(ids, lengths, global_tokens=global_tokens(model, documents, global_attention_mask))
     prefix_ids, prefix_mask = prefix
@@ -340,6 +342,7 @@ def append(
     global_attention_mask: Tensor | None = None,
 ) -> Memory:
     """The memory of what `memory` holds with `documents` behind it, one for each of its rows."""
+    check_weights_in_place(model)
     check_appendable(memory, config, resolve_window(model.config, config), model_fingerprint(model))
     ids, lengths = real_tokens(*documents, vocabulary_size(model))
     more_global = global_tokens(model, documents, global_attention_mask)

@@ -13,6 +13,13 @@ from .memory import Memory
 from .memory_size import resolve_window
 from .remember import first_window
 
+_REFUSED = {
+    "cache_implementation": "the memory lies in a cache of its own",
+    "guidance_scale": "what it is compared with has no document",
+    "assistant_model": "it has not read the document; `prompt_lookup_num_tokens` needs no other model",
+}
+"""Options of `generate` that do not go with a memory, and why."""
+
 
 class ReadsLongSources(BuiltInMemory, GenerationMixin):
     """Goes before an encoder-decoder in the bases: its decoder reads the whole of a long input.
@@ -63,15 +70,26 @@ class ReadsLongSources(BuiltInMemory, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As `generate` of any model, for inputs of any length; `memory=` asks documents remembered before."""
+        """As `generate` of any model, for inputs of any length; `memory=` asks documents remembered before.
+
+        Raises:
+            ValueError: an option that does not go with a memory; names it.
+        """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         memory = kwargs.pop("memory", None)
-        if memory is None and input_ids is not None and kwargs.get("encoder_outputs") is None:
-            memory = self.remember(input_ids, kwargs.pop("attention_mask", None))
-        if memory is None:
+        if memory is None and (input_ids is None or kwargs.get("encoder_outputs") is not None):
             return super().generate(input_ids, **kwargs)
+        _refuse_options(kwargs, kwargs.get("generation_config") or self.generation_config)
+        if memory is None:
+            memory = self.remember(input_ids, kwargs.pop("attention_mask", None))
         given = memory.inputs(max_new_tokens=new_tokens(self, kwargs))
         if kwargs.get("use_cache") is False:  # each step then makes a fresh cache from the memory
             given = {"encoder_outputs": given["encoder_outputs"], "attention_mask": given["attention_mask"]}
             return super().generate(memory=memory, **given, **kwargs)
         return super().generate(**given, **kwargs)
+
+
+def _refuse_options(options: dict[str, Any], defaults: Any) -> None:
+    for name, reason in _REFUSED.items():
+        if options.get(name, getattr(defaults, name, None)) is not None:
+            raise ValueError(f"`{name}` does not go with the memory of an encoder-decoder: {reason}. Leave it out.")

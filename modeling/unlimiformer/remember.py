@@ -115,6 +115,20 @@ class Documents:
         return found
 
 
+def check_weights_in_place(model: PreTrainedModel) -> None:
+    """Refuse a model whose weights come and go with each forward: a memory reads those of its layers.
+
+    Raises:
+        ValueError: some were offloaded; names one.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_meta:
+            raise ValueError(
+                f"`model` has offloaded weights, `{name}` among them: a memory is read and asked with all of them in "
+                "place; load it with a `device_map` that offloads none, such as 'cpu' or 'cuda'."
+            )
+
+
 def real_tokens(
     input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, name: str = "input_ids"
 ) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from stranger import program_without
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -15,6 +16,7 @@ import graft
 import graft.registration
 from graft.configuration.configuration_retro import RetroConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
+from graft.modeling.retro.retriever import FixedNeighbours
 
 
 def build_model(**changes) -> RetroForCausalLM:
@@ -153,3 +155,32 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     for name, parameter in model.named_parameters():
         assert gradients[name] is not None, name
         torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+
+
+def test_weights_on_the_disk_give_the_same_logits(tmp_path):
+    model, given = build_model(), inputs()
+    model.save_pretrained(tmp_path)
+    offloaded = RetroForCausalLM.from_pretrained(
+        tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "offloaded"
+    ).eval()
+    assert all(weight.is_meta for weight in offloaded.parameters())
+    with torch.no_grad():
+        assert torch.equal(offloaded(**given).logits, model(**given).logits)
+        generated = offloaded.generate(given["input_ids"], retriever=FixedNeighbours(given["retrieved"][0, 0]))
+        assert torch.equal(
+            generated, model.generate(given["input_ids"], retriever=FixedNeighbours(given["retrieved"][0, 0]))
+        )
+
+
+def test_a_lora_on_every_linear_map_learns_is_saved_and_merged(tmp_path):
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    adapted, given = get_peft_model(build_model(), config), inputs()
+    adapted(**given, labels=given["input_ids"]).loss.backward()
+    trained = {name for name, weight in adapted.named_parameters() if weight.grad is not None}
+    assert trained == {name for name, _ in adapted.named_parameters() if "lora_" in name}
+    adapted.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = adapted.eval()(**given).logits
+        loaded = PeftModel.from_pretrained(build_model(), tmp_path).eval()
+        assert torch.equal(loaded(**given).logits, expected)
+        torch.testing.assert_close(loaded.merge_and_unload()(**given).logits, expected, atol=1e-4, rtol=1e-4)

@@ -74,6 +74,24 @@ def test_inputs_within_the_window_are_the_stock_models(permanent, tiny):
         assert torch.equal(model(input_ids=ids, labels=labels).logits, stock(input_ids=ids, labels=labels).logits)
 
 
+@pytest.mark.parametrize("option", ["cache_implementation", "guidance_scale", "assistant_model"])
+def test_options_of_generate_that_no_memory_serves_are_refused_before_reading(permanent, tiny, option, monkeypatch):
+    stock, model = permanent()
+    monkeypatch.setattr(model, "remember", None)  # calling it would be a TypeError
+    value = {"cache_implementation": "static", "guidance_scale": 1.5, "assistant_model": stock}[option]
+    with pytest.raises(ValueError, match=f"`{option}` does not go with the memory"):
+        model.generate(tiny.ids(1, LENGTH), max_new_tokens=2, **{option: value})
+
+
+def test_offloaded_weights_are_refused_by_name(permanent, tiny, tmp_path):
+    _, model = permanent()
+    model.save_pretrained(tmp_path)
+    placed = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    offloaded = type(model).from_pretrained(tmp_path, **placed).eval()
+    with pytest.raises(ValueError, match="offloaded weights, `.*weight` among them.*device_map"):
+        offloaded.generate(tiny.ids(1, LENGTH), max_new_tokens=2)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rule", RULES)
 def test_generate_takes_inputs_of_any_length_and_gives_the_handles_tokens(permanent, tiny, rule, mode):
