@@ -4,80 +4,19 @@ Borgeaud et al. 2021, arXiv 2112.04426, section 2.6: the decoder stays frozen; o
 chunked cross-attention, between attention and feed-forward of some layers, are trained.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ...atomic_files import new_file, write_json
 from ..attachment import Attachment
-from ..residual_tap import tappable_layers
-from ..transformers_compat import cache_argument, take_cache
-from .retrieval_cache import retrieval_layers
-from .retriever import Retriever, check_retriever
-from .retrofit_adapter import RetroFitAdapter
+from .retriever import Retriever
+from .retrofit_adapter import make_adapter
 from .retrofit_config import RetroFitConfig
-from .retrofit_hook import RetrievalHook, RetrieverLayer, install_retrieval
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-WEIGHTS_PREFIX = "base_model.retrofit.adapters."
-"""Folders are PEFT's: what `RetroFit` writes `PeftModel.from_pretrained` loads, and the other way round."""
-
-
-def has_retrieval(model: nn.Module) -> bool:
-    """Whether a model is retro-fitted."""
-    return any(isinstance(hook, RetrievalHook) for hook in model._forward_pre_hooks.values())
-
-
-def make_adapter(model: PreTrainedModel, config: RetroFitConfig) -> RetroFitAdapter:
-    """New weights for a decoder, on its device, in float32 or wider.
-
-    Raises:
-        TypeError, ValueError: the model's family cannot be retro-fitted; those that can are listed.
-        ValueError, StrictDataclassError: the options do not fit the model.
-    """
-    tappable_layers(model)
-    weight = model.get_input_embeddings().weight
-    adapter = RetroFitAdapter(config.retro_config(model.config))
-    adapter.to(torch.promote_types(weight.dtype, torch.float32))  # type: ignore[arg-type]
-    is_empty = adapter.encoder.output.weight.is_meta  # as PEFT wants it just before it loads weights
-    return adapter if is_empty else adapter.to(weight.device)  # type: ignore[arg-type]
-
-
-def retrieval_inputs(
-    model: PreTrainedModel,
-    adapter: RetroFitAdapter,
-    tokens: tuple[Tensor, Tensor | None],
-    retriever: Retriever | None,
-    others: dict[str, Any],
-) -> dict[str, Any]:
-    """Arguments of `model.generate` whose cache says whom to ask; see `RetroFit.inputs`.
-
-    Raises:
-        TypeError: `others` has what is neither a cache nor `position_ids`.
-    """
-    input_ids, attention_mask = tokens
-    cache: Cache | None = take_cache(others)
-    if unknown := sorted(set(others) - {"position_ids"}):
-        raise TypeError(f"`inputs` takes tokens, a retriever, a cache and `position_ids`, got {unknown}.")
-    if input_ids.dim() != 2:
-        raise ValueError(f"`input_ids` must be (batch, prompt), got {tuple(input_ids.shape)}.")
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, **others}
-    check_retriever(retriever)
-    if retriever is None:
-        return inputs | ({} if cache is None else cache_argument(cache))
-    cache = DynamicCache(config=model.config) if cache is None else cache
-    layers = adapter.config.cross_attention_layers
-    retrieval_layers(cache, layers, adapter.config.chunk_size)
-    cache.layers[layers[0]] = RetrieverLayer(cache.layers[layers[0]], retriever)
-    return inputs | cache_argument(cache)
+from .retrofit_files import load_weights, read_options, write_retrofit
+from .retrofit_hook import has_retrieval, install_retrieval
+from .retrofit_inputs import retrieval_inputs
 
 
 class RetroFit(Attachment):
@@ -149,11 +88,8 @@ class RetroFit(Attachment):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the options and the new weights alone; `PeftModel.from_pretrained` loads them as well."""
         folder = Path(folder)
-        weights = {WEIGHTS_PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
         described = self.config.to_dict() | {"base_model_name_or_path": self.model.name_or_path or None}
-        with new_file(folder / WEIGHTS_FILE) as temporary:
-            save_file(weights, temporary, metadata={"format": "pt"})
-        write_json(folder / CONFIG_FILE, described)
+        write_retrofit(folder, self.adapter, described)
         return folder
 
     @classmethod
@@ -164,24 +100,10 @@ class RetroFit(Attachment):
             ValueError: a file is missing, or its weights are not those of this model's retro-fit; names one.
         """
         folder = Path(folder)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise ValueError(f"`folder` {folder} holds no retro-fit: it lacks {name}.")
-        options = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-        handle = cls(model, RetroFitConfig(**options))
+        handle = cls(model, RetroFitConfig(**read_options(folder)))
         with handle.installing():
-            handle._load(folder / WEIGHTS_FILE)
+            load_weights(handle.adapter, folder)
         return handle
-
-    def _load(self, path: Path) -> None:
-        weights = {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in load_file(path).items()}
-        own = self.adapter.state_dict()
-        for name in sorted(own.keys() | weights.keys()):
-            found = tuple(weights[name].shape) if name in weights else None
-            wanted = tuple(own[name].shape) if name in own else None
-            if found != wanted:
-                raise ValueError(f"{path} has {name} of shape {found}, a retro-fit of this model has {wanted}.")
-        self.adapter.load_state_dict(weights)
 
 
 def retrofit(model: PreTrainedModel, config: RetroFitConfig | None = None) -> RetroFit:

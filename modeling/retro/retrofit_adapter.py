@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...configuration.configuration_retro import RetroConfig
+from ..residual_tap import tappable_layers
 from .chunked_cross_attention import ChunkedCrossAttention
 from .neighbour_encoder import NeighbourEncoder
 from .normalisation import GatedRMSNorm, make_norm
 from .projections import OutputProjection, make_dropout
 from .retrieval_cache import RetrievalCacheLayer
 from .retrieval_pass import RetrievalPass
+from .retrofit_options import RetroFitOptions
 
 KEYWORD = "graft_retrieval"
 """The keyword of the model in which a forward pass carries its ForwardRetrieval."""
@@ -76,6 +79,21 @@ class RetroFitAdapter(nn.Module):
         if not isinstance(retrieval, ForwardRetrieval) or retrieval.adapter is not self:
             return None
         return retrieval.read(index, hidden)
+
+
+def make_adapter(model: PreTrainedModel, config: RetroFitOptions) -> RetroFitAdapter:
+    """New weights for a decoder, on its device, in float32 or wider.
+
+    Raises:
+        TypeError, ValueError: the model's family cannot be retro-fitted; those that can are listed.
+        ValueError, StrictDataclassError: the options do not fit the model.
+    """
+    tappable_layers(model)
+    weight = model.get_input_embeddings().weight
+    adapter = RetroFitAdapter(config.retro_config(model.config))
+    adapter.to(torch.promote_types(weight.dtype, torch.float32))  # type: ignore[arg-type]
+    is_empty = adapter.encoder.output.weight.is_meta  # as PEFT wants it just before it loads weights
+    return adapter if is_empty else adapter.to(weight.device)  # type: ignore[arg-type]
 
 
 class ForwardRetrieval:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..attachment import Attachment
@@ -130,6 +130,11 @@ def _local_mask(mask: Any, ids: Tensor, chunk: OpenChunk | None) -> Tensor | Non
         return mask
     columns: Tensor = mask[:, mask.shape[1] - ids.shape[1] - (0 if chunk is None else chunk.past) :]
     return columns
+
+
+def has_retrieval(model: nn.Module) -> bool:
+    """Whether a model is retro-fitted."""
+    return any(isinstance(hook, RetrievalHook) for hook in model._forward_pre_hooks.values())
 
 
 def install_retrieval(

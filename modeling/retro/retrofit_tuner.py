@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from ..attachment import Attachment
 from ..hooked_tuner import AdaptersByName, HookedTuner, register_tuner
 from .retriever import Retriever
-from .retrofit import has_retrieval, make_adapter, retrieval_inputs
+from .retrofit_adapter import make_adapter
 from .retrofit_config import PEFT_TYPE, RetroFitConfig
-from .retrofit_hook import install_retrieval
+from .retrofit_hook import has_retrieval, install_retrieval
+from .retrofit_inputs import retrieval_inputs
 
 
 class RetroFitTuner(HookedTuner):

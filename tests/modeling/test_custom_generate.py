@@ -107,7 +107,7 @@ def test_mistakes_are_one_line_and_leave_what_was_there(tmp_path, capsys):
     assert main(["memory", str(tmp_path / "exported")]) == 2
     assert "exists and is not an empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "exported").iterdir()] == ["mine.txt"]
-    with pytest.raises(ValueError, match=r"`ability` must be one of \['memory'\], got 'graph'"):
+    with pytest.raises(ValueError, match=r"`ability` must be one of \['memory', 'retrieval'\], got 'graph'"):
         write_custom_generate(tmp_path / "new", "graph")
 
 

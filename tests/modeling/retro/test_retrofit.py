@@ -12,7 +12,8 @@ from graft import UnlimiformerConfig, unlimiform
 from graft.modeling.attachment import Attachment
 from graft.modeling.residual_tap import tap_residual
 from graft.modeling.retro.retrofit import RetroFit, retrofit
-from graft.modeling.retro.retrofit_config import RetroFitConfig, every_third_layer
+from graft.modeling.retro.retrofit_config import RetroFitConfig
+from graft.modeling.retro.retrofit_options import every_third_layer
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3_text", "olmo2"]
 OPTIONS = {"chunk_size": 4, "neighbour_length": 6, "cross_attention_layers": [0, 2]}
