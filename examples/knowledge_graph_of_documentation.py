@@ -58,19 +58,33 @@ def read_documents(packages: Sequence[str], characters: int) -> dict[str, str]:
 
 
 def print_findings(found: KnowledgeGraph, chunks: Sequence[TextChunk], count: int = 10) -> None:
-    """The entities of highest PageRank, and the strongest edges, each with a sentence it comes from."""
+    """The entities of highest PageRank, the strongest edges and what verbs say, each with a sentence of its own."""
     graph, texts = found.graph, {(chunk.document, chunk.index): chunk.text for chunk in chunks}
     print("\nEntities of highest PageRank: mentions, documents, other ways to write it")
     for node in map(graph.nodes.__getitem__, top_nodes(graph, count)):
         others = ", ".join(alias for alias in node["aliases"] if alias != node["name"])
         print(f"  {node['name']:28.28} {node['count']:5} {len({d for d, _ in node['chunks']}):4}   {others[:60]}")
     print("\nWhat stands together often and not by chance: times, NPMI, and the first such sentence with its place")
-    edges = sorted(graph.edges(data=True), key=lambda edge: (-edge[2]["weight"] * edge[2]["npmi"], edge[:2]))
-    for source, target, data in edges[:count]:
-        document, chunk, start, end = data["example"]
+    edges = [edge for edge in graph.edges(data=True) if edge[2]["relation"] == "co_occurs"]
+    for source, target, data in sorted(edges, key=lambda edge: (-edge[2]["weight"] * edge[2]["npmi"], edge[:2]))[
+        :count
+    ]:
         pair = f"{graph.nodes[source]['name']} - {graph.nodes[target]['name']}"
         print(f"  {pair}: {data['weight']} times, {data['npmi']:.2f}")
-        print(f"    {document}, chunk {chunk}, {start}-{end}: {shorten(texts[document, chunk][start:end])}")
+        print_place(data["example"], texts)
+    verbs = [edge for edge in graph.edges(data=True) if "verb" in edge[2]]
+    print(f"\nWhat verbs say, the most frequent of {len(verbs)} such edges")
+    for source, target, data in sorted(verbs, key=lambda edge: (-edge[2]["weight"], edge[:2]))[:count]:
+        print(
+            f"  {graph.nodes[source]['name']} - {data['relation']} -> {graph.nodes[target]['name']}: {data['weight']}"
+        )
+        print_place(data["example"], texts)
+
+
+def print_place(example: Sequence, texts: dict[tuple[str, int], str]) -> None:
+    """A sentence and where it stands."""
+    document, chunk, start, end = example
+    print(f"    {document}, chunk {chunk}, {start}-{end}: {shorten(texts[document, chunk][start:end])}")
 
 
 def shorten(text: str, length: int = 100) -> str:

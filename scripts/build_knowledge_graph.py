@@ -1,4 +1,5 @@
-"""Build a graph of what texts name, and of what stands together in their sentences.
+"""Build a graph of what texts name, and of what stands together in their sentences
+or is joined there by a verb.
 
 graft-knowledge-graph books/ --out graph/
 graft-knowledge-graph chunks.parquet --out graph/ --extractor gazetteer:names.txt
@@ -38,6 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=1, help="sentences within which entities stand together")
     parser.add_argument("--min-weight", type=int, default=2, help="least count of an edge")
     parser.add_argument("--min-npmi", type=float, default=0.0, help="least mutual information of an edge, -1 to 1")
+    parser.add_argument("--min-verb-weight", type=int, default=1, help="least count of an edge that a verb names")
     parser.add_argument("--max-nodes", type=int, help="keep the nodes of highest PageRank")
     parser.add_argument("--aliases", type=Path, help="JSON object: surface -> name to use")
     parser.add_argument("--workers", type=int, default=1, help="processes")
@@ -61,6 +63,7 @@ def _build(given: argparse.Namespace) -> None:
         window=given.window,
         min_weight=given.min_weight,
         min_npmi=given.min_npmi,
+        min_verb_weight=given.min_verb_weight,
         max_nodes=given.max_nodes,
         aliases=aliases_in(given.aliases) if given.aliases else {},
     )

@@ -16,6 +16,7 @@ from graft.graphs.knowledge_graph.mention_shards import (
     shard_path,
 )
 from graft.graphs.knowledge_graph.mentions import TextChunk
+from graft.graphs.knowledge_graph.verb_relations import verb_links
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def build_knowledge_graph(
     for done, total in extract_mentions(chunks, folder / "shards", choice, workers, shard):
         logger.info("%d of %d shards have their mentions", done, total)
     shards = [shard_path(folder / "shards", number) for number in range(-(-len(chunks) // shard))]
-    found = build_graph((mention for path in shards for mention in read_mentions(path)), settings)
+    mentions = [mention for path in shards for mention in read_mentions(path)]
+    found = build_graph(mentions, settings, verb_links(mentions, chunks))
     graph_files.write_graphml(found.graph, folder / "graph.graphml")
     graph_files.write_graph_json(found.graph, folder / "graph.json")
     graph_files.write_mentions(found, folder / "mentions.parquet")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graft.graphs.knowledge_graph.entity_names import LEAST_RATIO, EntityMerger, Merge
 from graft.graphs.knowledge_graph.entity_relations import EntitySentence, Relation, co_occurrences
 from graft.graphs.knowledge_graph.mentions import PlacedMention
+from graft.graphs.knowledge_graph.verb_relations import VerbLink, VerbRelation, verb_relations
 
 if TYPE_CHECKING:
     import networkx
@@ -26,6 +27,7 @@ class GraphSettings:
         window: sentences within which entities stand together; 1 is one sentence.
         min_weight: least count of an edge.
         min_npmi: least normalised mutual information of an edge.
+        min_verb_weight: least count of an edge that a verb names; a sentence says it once, so 1 is enough by default.
         max_nodes: the nodes of highest PageRank that are kept; None is all.
         least_ratio: similarity from which names merge, 0 to 100.
         aliases: surface -> name, over all other rules.
@@ -34,12 +36,13 @@ class GraphSettings:
     window: int = 1
     min_weight: int = 2
     min_npmi: float = 0.0
+    min_verb_weight: int = 1
     max_nodes: int | None = None
     least_ratio: float = LEAST_RATIO
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("min_weight", 1)):
+        for name, least in (("window", 1), ("min_weight", 1), ("min_verb_weight", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not -1 <= self.min_npmi <= 1:
@@ -54,7 +57,8 @@ class KnowledgeGraph:
 
     Args:
         graph: MultiDiGraph; node: name, label, count, aliases {surface: count}, chunks; edge: relation, weight,
-            nearness, npmi, chunks, example.
+            chunks, example (document, chunk, start, end of a sentence). The edges "co_occurs" have nearness and npmi
+            and no direction; those named by a verb lead from who acts, and have its span in the example's chunk, verb.
         mentions: all mentions, in order.
         entities: of each mention, its node.
         merges: which names became one, and by which rule.
@@ -66,8 +70,16 @@ class KnowledgeGraph:
     merges: Sequence[Merge]
 
 
-def build_graph(mentions: Iterable[PlacedMention], settings: GraphSettings | None = None) -> KnowledgeGraph:
-    """Merge names, relate entities, drop weak edges. The same mentions give the same graph in the same order."""
+def build_graph(
+    mentions: Iterable[PlacedMention], settings: GraphSettings | None = None, links: Iterable[VerbLink] = ()
+) -> KnowledgeGraph:
+    """Merge names, relate entities, drop weak edges. The same mentions give the same graph in the same order.
+
+    Args:
+        mentions: of all texts.
+        settings: which edges and nodes are kept.
+        links: verbs between these mentions, see `verb_links`.
+    """
     import networkx
 
     settings = settings or GraphSettings()
@@ -83,6 +95,9 @@ def build_graph(mentions: Iterable[PlacedMention], settings: GraphSettings | Non
     _add_nodes(graph, mentions, entities, merger)
     for relation in relations:
         graph.add_edge(relation.source, relation.target, key="co_occurs", **_attributes(relation))
+    for verb in verb_relations(links, mentions, entities):
+        if verb.weight >= settings.min_verb_weight:
+            graph.add_edge(verb.source, verb.target, key=verb.relation, **_verb_attributes(verb))
     if settings.max_nodes is not None and len(graph) > settings.max_nodes:
         kept = set(top_nodes(graph, settings.max_nodes))
         graph.remove_nodes_from([node for node in list(graph) if node not in kept])
@@ -129,6 +144,16 @@ def _attributes(relation: Relation) -> dict[str, object]:
         "npmi": round(relation.npmi, 9),
         "chunks": [list(place) for place in relation.chunks],
         "example": list(relation.example),
+    }
+
+
+def _verb_attributes(relation: VerbRelation) -> dict[str, object]:
+    return {
+        "relation": relation.relation,
+        "weight": relation.weight,
+        "chunks": [list(place) for place in relation.chunks],
+        "example": list(relation.example),
+        "verb": list(relation.verb),
     }
 
 

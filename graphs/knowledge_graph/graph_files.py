@@ -17,7 +17,7 @@ from graft.graphs.knowledge_graph.mention_shards import mentions_table
 if TYPE_CHECKING:
     import networkx
 
-_LISTS = ("aliases", "chunks", "example")  # GraphML has no lists; these are JSON inside
+_LISTS = ("aliases", "chunks", "example", "verb")  # GraphML has no lists; these are JSON inside
 # XML 1.0 cannot hold other control characters, not even escaped.
 _NOT_XML = {code: "\ufffd" for code in [*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF, *range(0xD800, 0xE000)]}
 

@@ -20,21 +20,24 @@ if TYPE_CHECKING:
 
 AT_MOST = 2000  # nodes on a page
 SENTENCES = 12  # shown of a node
+CHARACTERS = 600  # shown of a sentence
 COLOURS = ("#2f6db3", "#d9742b", "#3a8f5c", "#a4508b", "#6b7280", "#b59a2a")
 
 _STYLE = """<style>
 body { max-width: 84rem; } #kg { display: grid; grid-template-columns: minmax(0, 1fr) 24rem; gap: 1.5rem; }
 #kg svg { width: 100%; background: #fff; border: 1px solid #e4e4e0; border-radius: 6px; }
 #kg circle { cursor: pointer; stroke: #fff; stroke-width: 1; } #kg line { stroke: #7d848e; }
+#kg line.says { stroke: #d9742b; }
 #kg text { font: 11px system-ui, sans-serif; fill: #22252a; pointer-events: none; paint-order: stroke;
            stroke: #fff; stroke-width: 3px; }
 #kg .faint { opacity: .12; } #kg .chosen { stroke: #22252a; stroke-width: 3; }
 #kg input { font: inherit; width: 100%; box-sizing: border-box; padding: .45rem .7rem; border: 1px solid #c9cbc6;
-            border-radius: 6px; } #side { max-height: 46rem; overflow-y: auto; }
-#found button { font: inherit; color: #2f6db3; background: none; border: 0; padding: .1rem 0; cursor: pointer;
-                text-align: left; display: block; }
-#side blockquote { margin: .7rem 0; padding-left: .8rem; border-left: 3px solid #e4e4e0; overflow-wrap: anywhere; }
-#side small { color: #5a6069; } @media (max-width: 60rem) { #kg { display: block; } }
+            border-radius: 6px; } #side { max-height: 46rem; overflow-y: auto; overflow-wrap: anywhere; }
+#found button, #side button { font: inherit; color: #2f6db3; background: none; border: 0; padding: .1rem 0;
+                             cursor: pointer; text-align: left; display: block; }
+#side blockquote { margin: .7rem 0; padding-left: .8rem; border-left: 3px solid #e4e4e0; }
+#side h3 { margin: 1rem 0 .2rem; } #side small { color: #5a6069; }
+@media (max-width: 60rem) { #kg { display: block; } }
 </style>
 """
 
@@ -61,6 +64,14 @@ function choose(index) {
   const others = [...near[index]].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 12);
   const list = add(side, "div", ""); list.id = "found";
   others.forEach(([other, weight]) => button(list, other, data.nodes[other].name + " (" + weight + ")"));
+  const said = data.says.filter(([a, b]) => a === index || b === index).slice(0, 12);
+  if (said.length) add(side, "h3", "What verbs say");
+  said.forEach(([a, b, relation, weight, place, sentence]) => {
+    const times = weight > 1 ? " (" + weight + ")" : "";
+    const words = data.nodes[a].name + " \u2013 " + relation + " \u2192 " + data.nodes[b].name + times;
+    button(side, a === index ? b : a, words); add(side, "blockquote", sentence); add(side, "small", place);
+  });
+  if (said.length) add(side, "h3", "Sentences");
   node.sentences.forEach(([place, sentence]) => {
     add(side, "blockquote", sentence); add(side, "small", place);
   });
@@ -90,14 +101,17 @@ def write_page(found: KnowledgeGraph, chunks: Sequence[TextChunk], path: str | P
     graph = found.graph.subgraph(sorted(nodes))
     ordered = sorted(graph)
     number = {node: index for index, node in enumerate(ordered)}
-    edges = [(number[s], number[t], data["weight"]) for s, t, data in _edges(graph)]
+    edges, texts = _lines(graph, number), {(chunk.document, chunk.index): chunk.text for chunk in chunks}
+    says = _statements(graph, number, texts)
     whole = len(found.graph)
     shown = f"The {len(ordered)} nodes of highest PageRank, of {whole}" if whole > len(ordered) else f"{whole} nodes"
-    body = pages.paragraph(f"{shown}, {len(edges)} edges. Click a node to read the sentences it stands in.") + _STYLE
+    verbs = f"; verbs say {len(says)} things of them (orange)" if says else ""
+    words = f"{shown}, {len(edges)} pairs stand together{verbs}. Click a node to read the sentences it stands in."
+    body = pages.paragraph(words) + _STYLE
     body += '<div id="kg"><div>' + _picture(graph, ordered, edges, [number[node] for node in nodes[:40]])
     body += '</div><div><input id="search" type="search" placeholder="Search" aria-label="Search">'
     body += '<div id="found"></div><div id="side"></div></div></div>\n'
-    data = {"nodes": _node_data(found, graph, ordered, chunks), "edges": edges}
+    data = {"nodes": _node_data(found, graph, ordered, texts), "edges": edges, "says": says}
     inlined = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")  # no text can end the script
     body += f'<script type="application/json" id="data">{inlined}</script>\n<script>{_SCRIPT}</script>\n'
     pages.page(title, body, path)
@@ -106,6 +120,32 @@ def write_page(found: KnowledgeGraph, chunks: Sequence[TextChunk], path: str | P
 
 def _edges(graph: networkx.MultiDiGraph) -> list[tuple[int, int, dict[str, Any]]]:
     return sorted(graph.edges(data=True), key=lambda edge: (edge[0], edge[1], edge[2]["relation"]))
+
+
+def _lines(graph: networkx.MultiDiGraph, number: Mapping[int, int]) -> list[tuple[int, int, int, bool]]:
+    """Each pair once: its two numbers, how often it stands together or a verb joins it, and whether one does."""
+    pairs: dict[tuple[int, int], tuple[int, bool]] = {}
+    for source, target, data in _edges(graph):
+        pair = (min(number[source], number[target]), max(number[source], number[target]))
+        weight, says = pairs.get(pair, (0, False))
+        pairs[pair] = (max(weight, data["weight"]), says or "verb" in data)
+    return [(*pair, *pairs[pair]) for pair in sorted(pairs)]
+
+
+def _statements(
+    graph: networkx.MultiDiGraph, number: Mapping[int, int], texts: Mapping[tuple[str, int], str]
+) -> list[tuple[int, int, str, int, str, str]]:
+    """What verbs say: who acts, on what, the relation, how often, and the first sentence with its place."""
+    statements = []
+    for source, target, data in _edges(graph):
+        if "verb" in data:
+            document, chunk, start, end = data["example"]
+            place, sentence = (
+                f"{document}, chunk {chunk}",
+                _short(texts.get((document, chunk), "")[start:end], CHARACTERS),
+            )
+            statements.append((number[source], number[target], data["relation"], data["weight"], place, sentence))
+    return statements
 
 
 def _ordered_copy(graph: networkx.MultiDiGraph, ordered: Sequence[int]) -> networkx.MultiDiGraph:
@@ -126,16 +166,19 @@ def _colours(graph: networkx.MultiDiGraph, ordered: Sequence[int]) -> list[str]:
 
 
 def _picture(
-    graph: networkx.MultiDiGraph, ordered: Sequence[int], edges: Sequence[tuple[int, int, int]], named: Sequence[int]
+    graph: networkx.MultiDiGraph,
+    ordered: Sequence[int],
+    edges: Sequence[tuple[int, int, int, bool]],
+    named: Sequence[int],
 ) -> str:
     """An SVG of 1000 x 800; the nodes `named` carry their names."""
     places = [(30 + 900 * x, 25 + 750 * y) for x, y in layout(_ordered_copy(graph, ordered)).tolist()]
     parts = ['<svg viewBox="0 0 1000 800" role="img" aria-label="Knowledge graph">']
-    for source, target, weight in edges:
+    for source, target, weight, says in edges:
         (x1, y1), (x2, y2) = places[source], places[target]
-        width = min(0.4 + 0.25 * weight**0.5, 4)
+        width, kind = min(0.4 + 0.25 * weight**0.5, 4), ' class="says"' if says else ""
         parts.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
+            f'<line{kind} x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
             f'stroke-opacity="0.6" stroke-width="{width:.2f}"/>'
         )
     for node, (x, y), colour in zip(ordered, places, _colours(graph, ordered), strict=True):
@@ -152,9 +195,12 @@ def _picture(
 
 
 def _node_data(
-    found: KnowledgeGraph, graph: networkx.MultiDiGraph, ordered: Sequence[int], chunks: Sequence[TextChunk]
+    found: KnowledgeGraph,
+    graph: networkx.MultiDiGraph,
+    ordered: Sequence[int],
+    texts: Mapping[tuple[str, int], str],
 ) -> list[dict[str, Any]]:
-    sentences = _sentences(found, {(chunk.document, chunk.index): chunk.text for chunk in chunks})
+    sentences = _sentences(found, texts)
     return [
         {
             "name": graph.nodes[node]["name"],
@@ -173,14 +219,13 @@ def _sentences(found: KnowledgeGraph, texts: Mapping[tuple[str, int], str]) -> d
     for mention, entity in zip(found.mentions, found.entities, strict=True):
         text = texts.get((mention.document, mention.chunk))
         if text is not None and entity in found.graph and len(sentences[entity]) < SENTENCES:
-            sentence = " ".join(text[mention.sentence_start : mention.sentence_end].split())
-            shown = sentence if len(sentence) <= 600 else f"{sentence[:599]}…"
+            shown = _short(text[mention.sentence_start : mention.sentence_end], CHARACTERS)
             sentences[entity][f"{mention.document}, chunk {mention.chunk}", shown] = None
     return {node: list(sentences[node]) for node in found.graph}
 
 
-def _short(name: str, length: int = 28) -> str:
-    line = " ".join(name.split())
+def _short(text: str, length: int = 28) -> str:
+    line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
@@ -216,7 +261,8 @@ def write_picture(found: KnowledgeGraph, path: str | Path, title: str, at_most: 
     for source, target, data in _edges(graph):
         ends = places[[number[source], number[target]]]
         width = min(0.4 + 0.25 * data["weight"] ** 0.5, 4)
-        axes.plot(ends[:, 0], ends[:, 1], color="#7d848e", alpha=0.6, linewidth=width, zorder=1)
+        colour, height = ("#d9742b", 1.5) if "verb" in data else ("#7d848e", 1)
+        axes.plot(ends[:, 0], ends[:, 1], color=colour, alpha=0.6, linewidth=width, zorder=height)
     sizes = [_radius(graph, node) ** 2 * 2 for node in largest]
     axes.scatter(places[:, 0], places[:, 1], s=sizes, c=_colours(graph, largest), edgecolors="white", zorder=2)
     for node in top_nodes(graph, named):

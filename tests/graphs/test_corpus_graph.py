@@ -64,6 +64,23 @@ def test_nodes_and_edges_say_what_the_texts_say(built):
     assert TEXTS[0][start:end].strip() == "They saw Ada Lovelace with Charles Babbage."
 
 
+def test_verbs_name_edges_with_a_direction_and_the_place_they_stand_in(built):
+    graph = built[0].graph
+    texts = {(chunk.document, chunk.index): chunk.text for chunk in CHUNKS}
+    found = {}
+    for source, target, data in graph.edges(data=True):
+        if "verb" in data:
+            document, chunk, start, end = data["example"]
+            assert start <= data["verb"][0] < data["verb"][1] <= end
+            verb = texts[document, chunk][slice(*data["verb"])]
+            found[graph.nodes[source]["name"], data["relation"], graph.nodes[target]["name"]] = verb
+    assert found == {
+        ("George Boole", "like", "Ada Lovelace"): "liked",
+        ("George Boole", "write to", "Ada Lovelace"): "wrote",
+        ("Charles Babbage", "leave", "London"): "left",
+    }
+
+
 def test_every_mention_reproduces_its_text(built):
     texts = {(chunk.document, chunk.index): chunk.text for chunk in CHUNKS}
     rows = pq.read_table(built[1] / "mentions.parquet").to_pylist()
@@ -148,10 +165,8 @@ def test_page_rank_solves_its_equation(built):
 
 def test_settings_drop_edges_and_nodes(built):
     mentions = built[0].mentions
-    assert (
-        build_graph(mentions, GraphSettings(min_weight=1, min_npmi=-1)).graph.number_of_edges()
-        > built[0].graph.number_of_edges()
-    )
+    together = [data for *_, data in built[0].graph.edges(data=True) if data["relation"] == "co_occurs"]
+    assert build_graph(mentions, GraphSettings(min_weight=1, min_npmi=-1)).graph.number_of_edges() > len(together)
     assert build_graph(mentions, GraphSettings(min_weight=9)).graph.number_of_edges() == 0
     small = build_graph(mentions, GraphSettings(max_nodes=2, min_npmi=-1)).graph
     assert sorted(small) == sorted(top_nodes(built[0].graph, 2))
@@ -218,6 +233,10 @@ def test_the_page_asks_nothing_of_others_and_no_text_ends_its_script(built):
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
     sentences = [sentence for node in data["nodes"] for _, sentence in node["sentences"]]
     assert any("</script><b> Ada" in sentence for sentence in sentences)
+    said = [(data["nodes"][a]["name"], relation, data["nodes"][b]["name"]) for a, b, relation, *_ in data["says"]]
+    assert ("George Boole", "write to", "Ada Lovelace") in said
+    assert page.count("<line") == len(data["edges"]) == len({(a, b) for a, b, *_ in data["edges"]})
+    assert page.count('<line class="says"') == 2  # of the three things that verbs say, two are of one pair
 
 
 def test_a_large_graph_shows_its_top_and_says_so(tmp_path, monkeypatch):
@@ -240,6 +259,7 @@ def test_a_browser_draws_the_page_and_a_click_shows_sentences(built, tmp_path):
     command = ["chromium", *options, f"file://{tmp_path / 'clicked.html'}"]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert "<blockquote>They saw Ada Lovelace with Charles Babbage.</blockquote>" in dom
+    assert "<h3>What verbs say</h3><button>George Boole \u2013 like \u2192 Ada Lovelace</button>" in dom
     assert ">George Boole</button>" in dom
 
 
