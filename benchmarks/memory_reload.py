@@ -1,6 +1,8 @@
-"""A saved memory loaded again, against reading the document again: BART-base shape, random weights, hidden store.
+"""A saved memory loaded again, against reading the document again: BART-base shape and hidden store, or the shape of
+SmolLM2-135M, of which all layers keep keys and values; random weights.
 
 OMP_NUM_THREADS=1 python benchmarks/memory_reload.py --sources 8192 32768
+OMP_NUM_THREADS=1 python benchmarks/memory_reload.py --shape llama --layers 30 --sources 8192
 
 Seconds of the processor, so that what others do on the machine is not in them. Each length is read `--rounds` times
 and loaded `--loads` times behind each reading. A loaded memory is mapped, so its bytes come in as they are read: the
@@ -35,7 +37,8 @@ def case(unlimited, source: int, rounds: int, loads: int) -> list[dict[str, obje
 
     def note(name, call, times=1):
         wall, processor, memory = timed(call)
-        first = timed(lambda: model.generate(**memory.inputs(), max_new_tokens=1, do_sample=False))[:2]
+        asked = () if model.config.is_encoder_decoder else (ids[:, -1:],)
+        first = timed(lambda: model.generate(**memory.inputs(*asked), max_new_tokens=1, do_sample=False))[:2]
         for row, more in ((name, (0.0, 0.0)), (f"{name}, first token", first)):
             seconds.setdefault(row, []).extend([(wall + more[0], processor + more[1])] * times)
         return memory
@@ -66,15 +69,17 @@ def main(argv=None) -> int:
     parser.add_argument("--sources", nargs="+", type=int, default=[8192, 32768])
     parser.add_argument("--rounds", type=int, default=1, help="readings of each length")
     parser.add_argument("--loads", type=int, default=5, help="loads behind each reading")
+    parser.add_argument("--shape", choices=["bart", "llama"], default="bart")
     parser.add_argument("--layers", type=int, default=6, help="fewer make reading cheaper and loading no cheaper")
     arguments = parser.parse_args(argv)
     about = machine()
     print(about)
     rows = []
-    with torch.no_grad(), unlimiform(build("bart", arguments.layers), UnlimiformerConfig()) as unlimited:
+    config = UnlimiformerConfig() if arguments.shape == "bart" else UnlimiformerConfig(window=2048, overlap=0.25)
+    with torch.no_grad(), unlimiform(build(arguments.shape, arguments.layers), config) as unlimited:
         for source in arguments.sources:
             rows += case(unlimited, source, arguments.rounds, arguments.loads)
-    print("kept in", keep("memory_reload", vars(arguments), rows, about))
+    print("kept in", keep(f"memory_reload-{arguments.shape}-{arguments.layers}", vars(arguments), rows, about))
     return 0
 
 

@@ -110,7 +110,8 @@ def training_with_memory(
         is_served: whether the model reads memories already, as the permanent classes do.
 
     Raises:
-        ValueError: the regime is "standard", or the model checkpoints its layers, which then lose their cache.
+        ValueError: the regime is "standard", the model checkpoints its layers, which then lose their cache, or `batch`
+            lacks what is to be remembered.
     """
     if config.training not in REGIMES:
         raise ValueError(
@@ -124,6 +125,11 @@ def training_with_memory(
     with nullcontext() if is_served else unlimiform(model, config):
         encodes = bool(model.config.is_encoder_decoder)
         names = ("input_ids", "attention_mask") if encodes else ("memory_ids", "memory_mask")
+        if names[0] not in batch:
+            raise ValueError(
+                f"`batch` must hold {names[0]!r}, what a {model.config.model_type} remembers"
+                f"{'' if encodes else ' of the text before its `input_ids`'}, got {sorted(batch)}."
+            )
         ids, lengths = real_tokens(batch[names[0]], batch.get(names[1]), vocabulary_size(model), names[0])
         with torch.set_grad_enabled(torch.is_grad_enabled() and (encodes or config.memory_gradient)):
             memory = read_documents(model, config, Documents(ids, lengths))

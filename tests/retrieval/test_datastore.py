@@ -1,3 +1,4 @@
+import sys
 from functools import cache
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_training_twice_gives_the_same_bytes(kind, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
-def test_wrong_arguments_are_refused_by_name():
+def test_wrong_arguments_are_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match="`kind` must be one of exact, flat, .*got 'tree'"):
         Datastore(4, "tree")
     with pytest.raises(ValueError, match='`metric` must be "inner_product" or "l2", got \'cosine\''):
@@ -159,6 +160,10 @@ def test_wrong_arguments_are_refused_by_name():
         Datastore(4).add(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
         Datastore(4).search(torch.zeros(2, 4), 0)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+        with pytest.raises(ImportError, match=r"faiss.*graft-transformers\[faiss\]"):
+            Datastore(4, "flat")
     pytest.importorskip("faiss")
     with pytest.raises(ValueError, match="`nlist` 8 needs at least 312 training vectors, 39 for each list, got 40"):
         Datastore(4, "ivf_flat", nlist=8).add(torch.randn(40, 4))

@@ -297,6 +297,14 @@ def test_training_lowers_the_loss_of_what_only_the_memory_holds(regime):
     assert sum(losses[-10:]) / 10 < 0.7  # the question alone says nothing: log(4) = 1.39
 
 
+@pytest.mark.parametrize(("family", "needed"), [("bart", "input_ids"), ("llama", "memory_ids")])
+def test_a_batch_without_what_is_remembered_is_refused(tiny, family, needed):
+    model = tiny.model(family).train()
+    batch = {"labels": tiny.ids(1, TARGET)} | ({} if family == "bart" else {"input_ids": tiny.ids(1, TARGET)})
+    with pytest.raises(ValueError, match=rf"`batch` must hold '{needed}'.*{family}.*'labels'"):
+        loss_with_memory(model, config_of(), batch)
+
+
 def test_a_regime_is_needed_and_layers_must_keep_their_cache(tiny):
     model, batch = tiny.model("bart").train(), {"input_ids": tiny.ids(1, LENGTH), "labels": tiny.ids(1, TARGET)}
     with pytest.raises(ValueError, match=r"`training` must be one of.*'standard'"):
