@@ -138,7 +138,8 @@ def ask_all(asked: Asked, questions, arguments: argparse.Namespace) -> list[dict
             said = ask(question)
             row |= {way: right(said, answer), f"{way} said": said}
             print(f"   {way:17} {row[way]:5} {said!r}")
-        report.heatmap(asked.tokenizer, arguments.output / f"question-{number}.html", answer=row["found passage said"])
+        page = arguments.output / f"question-{number}.html"
+        report.heatmap(asked.tokenizer, page, answer=row["found passage said"], heads=asked.heads)
         rows.append(row)
         write_json(arguments.output / "answers.json", rows)
     return rows

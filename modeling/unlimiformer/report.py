@@ -169,12 +169,29 @@ class AttentionReport:
             raise ValueError(f"`head` must lie in [0, {ids.shape[1]}), got {head}.")
         return ids[document, head], weights[document, head]
 
-    def matrix(self, document: int = 0) -> Tensor:
-        """(steps, source): attention of each step to each source token, mean over layers and heads."""
-        rows = [self._attention[step][document] / max(len(self._layers), 1) for step in self.steps]
-        if not rows:
+    def matrix(self, document: int = 0, heads: Sequence[HeadPlace] | None = None) -> Tensor:
+        """(steps, source): attention of each step to each source token.
+
+        Args:
+            document: which one.
+            heads: whose mean it is, such as `unlimited.retrieval_heads(memory)`, of the `DETAIL` tokens that each read
+                most in a step; None for the mean over all layers and heads.
+
+        Raises:
+            ValueError: nothing was recorded, or not one of `heads`.
+        """
+        if not self.steps:
             raise ValueError("Nothing was recorded: pass the report to `memory.inputs(record=...)` and generate.")
-        return torch.stack(rows)[:, : self.lengths[document]]
+        if heads is None:
+            rows = torch.stack([self._attention[step][document] / max(len(self._layers), 1) for step in self.steps])
+            return rows[:, : self.lengths[document]]
+        read = torch.zeros(len(self.steps), self.lengths[document])
+        for row, step in zip(read, self.steps, strict=True):
+            for layer, head in heads:
+                ids, weights = self.tokens(step, layer, head, document)
+                inside = ids < len(row)  # a shorter document among others: what is beyond it has no weight
+                row.index_add_(0, ids[inside], weights[inside] / len(heads))
+        return read
 
     def passages(
         self,
@@ -192,20 +209,13 @@ class AttentionReport:
             count, length: how many passages, of how many tokens.
             document: which one.
             since: first step that counts.
-            heads: whose reading counts, such as `unlimited.retrieval_heads(memory)`, by the `DETAIL` tokens that each
-                read most in a step; None for all heads and tokens, which tell little of where an answer stands.
+            heads: whose reading counts, as of `matrix`; all of them together tell little of where an answer stands.
 
         Raises:
             ValueError: one of `heads` was not recorded.
         """
         steps = [place for place, step in enumerate(self.steps) if step >= since]
-        if heads is None:
-            read = self.matrix(document)[steps].sum(0)
-        else:
-            read = torch.zeros(self.lengths[document])
-            for step in (self.steps[place] for place in steps):
-                for layer, head in heads:
-                    read.index_add_(0, *self.tokens(step, layer, head, document))
+        read = self.matrix(document, heads)[steps].sum(0)
         read[:SINKS] = 0
         read = read / read.sum().clamp(min=torch.finfo(read.dtype).tiny)
         width = min(length, read.shape[0])
@@ -220,14 +230,28 @@ class AttentionReport:
             sums[max(0, start - width + 1) : start + width] = -1
         return found
 
-    def heatmap(self, tokenizer: Any, path: str | Path, document: int = 0, answer: str = "") -> Path:
+    def heatmap(
+        self,
+        tokenizer: Any,
+        path: str | Path,
+        document: int = 0,
+        answer: str = "",
+        heads: Sequence[HeadPlace] | None = None,
+    ) -> Path:
         """Write `path` (HTML) and a PNG beside it: what was read, over the document's text and over the steps.
+
+        Args:
+            tokenizer: that made the document's tokens.
+            path: where to.
+            document: which one.
+            answer: written on the page.
+            heads: what these read, as of `matrix`; None for all heads.
 
         Returns:
             The HTML file.
         """
         path = Path(path).with_suffix(".html")
-        matrix = self.matrix(document)
+        matrix = self.matrix(document, heads)
         source = matrix.shape[1]
         bins = min(source, 200)
         edges = torch.linspace(0, source, bins + 1).long()
@@ -244,7 +268,8 @@ class AttentionReport:
             title="What was read of the document",
             axes_names=("source token", "step"),
         )
-        passages = self.passages(tokenizer, count=5, document=document)
+        passages = self.passages(tokenizer, count=5, document=document, heads=heads)
+        shown = "all heads" if heads is None else ", ".join(f"head {head} of layer {layer}" for layer, head in heads)
         rows = [(f"{p.start:,}-{p.end:,}", f"{100 * p.share:.1f} %", p.text) for p in passages]
         pieces = [tokenizer.decode([token]) for token in ids]
         body = [
@@ -255,7 +280,7 @@ class AttentionReport:
                 "attention whatever they say, are left out of the pictures."
             ),
             *([heading("Answer"), paragraph(answer)] if answer else []),
-            figure(png, "Attention by step and place, mean over layers and heads"),
+            figure(png, f"Attention by step and place, mean over {shown}"),
             heading("Most read passages"),
             table(rows, header=("tokens", "share", "text")),
             heading("The document"),

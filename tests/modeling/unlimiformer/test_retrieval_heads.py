@@ -41,7 +41,7 @@ def model_with_a_finder(tiny):
 SLOW = {"rope_type": "default", "rope_theta": 1e12}
 
 
-def test_the_head_that_looks_at_what_is_asked_is_found_and_its_passage_is_the_place(tiny):
+def test_the_head_that_looks_at_what_is_asked_is_found_and_its_passage_is_the_place(tiny, tmp_path):
     model = model_with_a_finder(tiny)
     document = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(0))[None]  # no token twice
     with unlimiform(model, UnlimiformerConfig(window=64, keys_per_query=16, positions="origin")) as unlimited:
@@ -53,6 +53,14 @@ def test_the_head_that_looks_at_what_is_asked_is_found_and_its_passage_is_the_pl
         assert passage.start <= 305 < 310 <= passage.end
         assert passage.share > 0.9
         assert passage.text == Numbers().decode(document[0, passage.start : passage.end].tolist())
+        read = report.matrix(heads=[FINDER, (0, 0)])
+        assert read.shape == (5, LENGTH)
+        halves = sum(report.matrix(heads=[head]) for head in (FINDER, (0, 0))) / 2
+        torch.testing.assert_close(read, halves)
+        assert int(report.matrix(heads=[FINDER])[2].argmax()) == 307
+        html = report.heatmap(Numbers(), tmp_path / "page", heads=[FINDER]).read_text()
+        assert "mean over head 2 of layer 1" in html
+        assert f"{passage.start}" in html
         with pytest.raises(ValueError, match="`layer` 7 was not recorded"):
             report.passages(Numbers(), heads=[(7, 0)])
     with pytest.raises(RuntimeError, match="removed"):
