@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# On a CPU as many logits as its caches hold from one pass over them to the next; elsewhere as many tokens as keep the
+# matrix products large.
+CPU_LOGITS = 1 << 23
 BLOCK_TOKENS = 1024
 IGNORED = -100
 
@@ -24,15 +27,22 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs[0] else None
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if needs[1] else None
         grad_bias = torch.zeros_like(bias, dtype=total.dtype) if bias is not None and needs[2] else None
+        memory = hidden.new_empty(min(block, len(targets)), len(weight))  # of all blocks: a fresh one is slow to touch
         for start in range(0, len(targets), block):
             part = slice(start, start + block)
-            rows, labels = hidden[part], targets[part]
-            log_shares = torch.nn.functional.linear(rows, weight, bias).to(total.dtype).log_softmax(-1)
-            total -= log_shares.gather(1, labels[:, None]).sum()
+            rows, labels = hidden[part], targets[part][:, None]
+            logits = torch.mm(rows, weight.T, out=memory[: len(rows)]).to(total.dtype)
+            if bias is not None:
+                logits += bias
+            largest = logits.amax(-1, keepdim=True)
+            of_labels = logits.gather(1, labels)
+            powers = logits.sub_(largest).exp_()
+            sums = powers.sum(-1, keepdim=True)
+            total += (sums.log() + largest - of_labels).sum()
             if not any(needs):
                 continue
-            gradient = log_shares.exp_()  # softmax(logits), less one at the label
-            gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
+            gradient = powers.div_(sums)  # softmax(logits), less one at the label
+            gradient.scatter_add_(1, labels, gradient.new_full((len(labels), 1), -1.0))
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
             gradient = gradient.to(rows.dtype)
@@ -60,7 +70,7 @@ def blocked_cross_entropy(
     bias: Tensor | None,
     targets: Tensor,
     count: Tensor | int | None = None,
-    block: int = BLOCK_TOKENS,
+    block: int | None = None,
 ) -> Tensor:
     """Mean of -log softmax(hidden W^T + b)[target] over the tokens that have one.
 
@@ -69,7 +79,7 @@ def blocked_cross_entropy(
         weight, bias: (vocab_size, hidden_size) and (vocab_size,) or None, of the output head.
         targets: (tokens,) ids, -100 where nothing is scored; these tokens cost nothing.
         count: divide by this instead of the number of scored tokens (gradient accumulation).
-        block: tokens whose logits exist at once.
+        block: tokens whose logits exist at once; None chooses by the device.
 
     Returns:
         A scalar in float32 or wider; 0, with gradients of 0, if no token is scored.
@@ -78,5 +88,7 @@ def blocked_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         kind = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+    if block is None:
+        block = max(1, CPU_LOGITS // len(weight)) if hidden.device.type == "cpu" else BLOCK_TOKENS
     total = _BlockedCrossEntropy.apply(hidden[scored], weight, bias, targets[scored], block)
     return total / (scored.sum().clamp(min=1) if count is None else count)
