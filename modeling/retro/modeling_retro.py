@@ -373,6 +373,8 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
         self, input_ids: Tensor, *args: Any, retriever: Retriever | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        for name in ("tokenizer", "assistant_tokenizer"):  # of stop strings and assistants, handed on to every model
+            inputs.pop(name, None)
         if retriever is not None:
             masks = kwargs.get("attention_mask"), inputs.get("position_ids")
             chunk = self.model.retrieval_chunk(cache_of(inputs))

@@ -17,6 +17,7 @@ import graft.registration
 from graft.configuration.configuration_retro import RetroConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM, RetroModel
 from graft.modeling.retro.retriever import FixedNeighbours
+from graft.trainer.tokenizer_training import train_tokenizer
 
 
 def build_model(**changes) -> RetroForCausalLM:
@@ -184,3 +185,16 @@ def test_a_lora_on_every_linear_map_learns_is_saved_and_merged(tmp_path):
         loaded = PeftModel.from_pretrained(build_model(), tmp_path).eval()
         assert torch.equal(loaded(**given).logits, expected)
         torch.testing.assert_close(loaded.merge_and_unload()(**given).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_ends_behind_a_stop_string():
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=270, model_max_length=64)
+    model = build_model(vocab_size=300)
+    prompt = inputs()["input_ids"][:1]
+    whole = model.generate(prompt, max_new_tokens=12, min_new_tokens=12, do_sample=False)[0]
+    words = [tokenizer.decode(token) for token in whole[prompt.shape[1] :]]
+    stop = next(word for word in words[1:] if word.isascii() and word.strip())
+    count = next(n for n in range(1, 13) if stop in "".join(words[:n]))
+    found = model.generate(prompt, max_new_tokens=12, stop_strings=[stop], tokenizer=tokenizer, do_sample=False)[0]
+    assert found.tolist() == whole[: prompt.shape[1] + count].tolist()
+    assert count < 12
