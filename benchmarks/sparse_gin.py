@@ -121,7 +121,7 @@ def edges_per_row(system, forward):
 
         def counting(pairs: ScoredPairs, made=made):
             edges = made(pairs)
-            counts.append((edges.weight != 0).sum(-1))
+            counts.append((edges.whole().weight != 0).sum(-1))
             return edges
 
         update.edges = counting

@@ -15,6 +15,8 @@ from transformers import initialization as init
 
 from ...configuration.graph_edges_config import AdjacencyConfig
 
+_CLEARLY_CUT = 1e-3  # an edge takes more attention than this: what is not visible, and so weighs 0, is none
+
 
 def combine_heads(weights: Tensor, options: AdjacencyConfig, per_head: bool) -> Tensor:
     """(batch, heads, rows, source) to (batch, 1, rows, source), or with `per_head` to the same shape.
@@ -87,7 +89,7 @@ def sharpen_and_cut(combined: Tensor, visible: Tensor, rows: range, options: Adj
     """The graph that combined attention makes.
 
     Args:
-        combined: (batch, graphs, rows, source).
+        combined: (batch, graphs, rows, source), of attention weights that are 0 where not visible.
         visible: (batch or 1, 1, rows, source).
         rows: place of each row among the keys; the own key is no neighbour without `options.self_loops`.
 
@@ -98,13 +100,14 @@ def sharpen_and_cut(combined: Tensor, visible: Tensor, rows: range, options: Adj
         combined = combined * distance_weights(visible, rows, options, combined.dtype)
     if options.sharpness is not None:
         combined = torch.sigmoid(options.sharpness * (combined - options.threshold))
-    kept = visible
     if options.cutoff is not None:
-        kept = kept & (combined > options.cutoff)
+        combined = functional.threshold(combined, options.cutoff, 0.0)
+    if options.least_weight() < _CLEARLY_CUT:
+        combined = combined.masked_fill(~visible, 0.0)
     if not options.self_loops:
         own = torch.arange(rows.start, rows.stop, device=combined.device)[:, None]
-        kept = kept & (torch.arange(combined.shape[-1], device=combined.device) != own)
-    return torch.where(kept, combined, 0.0)
+        combined = combined.masked_fill(torch.arange(combined.shape[-1], device=combined.device) == own, 0.0)
+    return combined
 
 
 def normalise_rows(graph: Tensor, visible: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import repeat_kv
 
 from .adjacency import AttentionAdjacency
-from .edge_storage import DenseEdges, Edges, SparseEdges, edges_to_keep, largest_edges
-from .pair_scores import dot_scores
+from .edge_storage import BlockedEdges, Edges, SparseEdges, edges_to_keep, largest_edges
+from .pair_scores import grouped_scores
+from .summed_slices import SummedSlices
 from .visible_rows import row_blocks, triangle_softmax, visible_block, visible_softmax
 
 
@@ -19,7 +21,8 @@ class ScoredPairs:
 
     Args:
         query: (batch, heads, target, head_dim).
-        key: (batch, heads, source, head_dim); its last `target` are the rows' own.
+        key: (batch, heads or a divisor of them, source, head_dim), each for as many heads as follow each other; its
+            last `target` are the rows' own.
         scaling: of the scores.
         mask: as transformers makes it, see `visible_rows`.
         softcap: scores s become softcap tanh(s / softcap), as in Gemma 2.
@@ -32,18 +35,31 @@ class ScoredPairs:
     softcap: float | None = None
 
     @property
+    def key_of_heads(self) -> Tensor:
+        """(batch, heads, source, head_dim)."""
+        return repeat_kv(self.key, self.query.shape[1] // self.key.shape[1])
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """Numbers of rows and of keys."""
         return self.query.shape[2], self.key.shape[2]
 
-    def rows(self, rows: range) -> tuple[Tensor, Tensor]:
-        """Attention weights of some rows (batch, heads, rows, seen), up to the last key seen; which are visible."""
-        visible = visible_block(self.mask, rows, self.sizes, self.query.device)
-        query, key = self.query[:, :, rows.start : rows.stop], self.key[:, :, : visible.shape[-1]]
-        scores = dot_scores(query, key, self.scaling)
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        return triangle_softmax(scores) if self.mask is None else visible_softmax(scores, visible), visible
+
+class AttentionRows:
+    """The attention weights of `pairs`, a block of rows at a time."""
+
+    def __init__(self, pairs: ScoredPairs) -> None:
+        self.pairs, self.query, self.key = pairs, SummedSlices(pairs.query), SummedSlices(pairs.key)
+
+    def weights(self, rows: range) -> tuple[Tensor, Tensor]:
+        """Those of some rows (batch, heads, rows, seen), up to the last key seen; which are visible."""
+        mask, softcap = self.pairs.mask, self.pairs.softcap
+        visible = visible_block(mask, rows, self.pairs.sizes, self.pairs.query.device)
+        query, key = self.query.take(rows.start, rows.stop), self.key.take(0, visible.shape[-1])
+        scores = grouped_scores(query, key, self.pairs.scaling)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        return triangle_softmax(scores) if mask is None else visible_softmax(scores, visible), visible
 
 
 def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: str, block_bytes: int) -> Edges:
@@ -58,7 +74,7 @@ def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: 
         Edges of all rows, in float32 or wider.
     """
     kept = edges_to_keep(adjacency.bound, pairs.sizes[1], storage)
-    parts = _in_blocks(partial(_edge_rows, pairs, adjacency, kept), pairs, adjacency, block_bytes)
+    parts = _in_blocks(partial(_edge_rows, AttentionRows(pairs), adjacency, kept), pairs, adjacency, block_bytes)
     return _join(parts, pairs.sizes[1])
 
 
@@ -80,23 +96,30 @@ def attend_with_edges(
         (batch, heads, target, width), and the edges as by `attention_edges`.
     """
     kept = edges_to_keep(adjacency.bound, pairs.sizes[1], storage)
-    compute = partial(_attend_rows, pairs, value, dropout, adjacency, kept)
+    compute = partial(_attend_rows, AttentionRows(pairs), SummedSlices(value), dropout, adjacency, kept)
     parts = _in_blocks(compute, pairs, adjacency, block_bytes)
     output = torch.cat([part[0] for part in parts], dim=-2)
     return output, _join([part[1:] for part in parts], pairs.sizes[1])
 
 
-def _edge_rows(pairs: ScoredPairs, adjacency: AttentionAdjacency, kept: int | None, rows: range) -> tuple[Tensor, ...]:
-    return _edges_of(*pairs.rows(rows), pairs.sizes, adjacency, kept, rows)
+def _edge_rows(
+    attention: AttentionRows, adjacency: AttentionAdjacency, kept: int | None, rows: range
+) -> tuple[Tensor, ...]:
+    return _edges_of(*attention.weights(rows), attention.pairs.sizes, adjacency, kept, rows)
 
 
 def _attend_rows(
-    pairs: ScoredPairs, value: Tensor, dropout: float, adjacency: AttentionAdjacency, kept: int | None, rows: range
+    attention: AttentionRows,
+    values: SummedSlices,
+    dropout: float,
+    adjacency: AttentionAdjacency,
+    kept: int | None,
+    rows: range,
 ) -> tuple[Tensor, ...]:
-    weights, visible = pairs.rows(rows)
-    dropped = functional.dropout(weights, dropout, dropout > 0)
-    output = dropped.to(value.dtype) @ value[:, :, : weights.shape[-1]]
-    return output, *_edges_of(weights, visible, pairs.sizes, adjacency, kept, rows)
+    weights, visible = attention.weights(rows)
+    value = values.take(0, weights.shape[-1])
+    output = functional.dropout(weights, dropout, dropout > 0).to(value.dtype) @ value
+    return output, *_edges_of(weights, visible, attention.pairs.sizes, adjacency, kept, rows)
 
 
 def _edges_of(
@@ -109,9 +132,7 @@ def _edges_of(
 ) -> tuple[Tensor, ...]:
     behind = sizes[1] - sizes[0]
     graph = adjacency(weights, visible, range(rows.start + behind, rows.stop + behind))
-    if kept is None:
-        return (functional.pad(graph, (0, sizes[1] - graph.shape[-1])),)
-    return largest_edges(graph, kept)
+    return (graph,) if kept is None else largest_edges(graph, kept)
 
 
 def _in_blocks(
@@ -122,5 +143,7 @@ def _in_blocks(
 
 
 def _join(parts: list[tuple[Tensor, ...]], source: int) -> Edges:
-    weight, *index = (torch.cat(blocks, dim=-2) for blocks in zip(*parts, strict=True))
-    return SparseEdges(weight, index[0], source) if index else DenseEdges(weight)
+    weights, *indices = zip(*parts, strict=True)
+    if indices:
+        return SparseEdges(torch.cat(weights, dim=-2), torch.cat(indices[0], dim=-2), source)
+    return BlockedEdges(weights, source)

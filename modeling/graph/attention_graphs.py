@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .edge_storage import Edges, SparseEdges
-from .gin_attention import rotated_pair
+from .gin_attention import rotated_pair, sliced
 from .llama_heads import rotated_heads
 from .pair_scores import dot_scores
 from .visible_rows import visible_block, visible_softmax
@@ -78,7 +78,7 @@ def _graph_of_gin(gin: Any, attention: Any, call: CallOfAttention) -> AttentionG
         keys = _held(call.cache_layer).split(widths, -1)[-len(pairs) :]
         pairs = [(query, key) for (query, _), key in zip(pairs, keys, strict=True)]
     source = pairs[0][1].shape[2]
-    sharpened = [gin._sharpened(query, key) for query, key in pairs]
+    sharpened = sliced([gin._sharpened(query, key) for query, key in pairs])
 
     def compute(rows: range, visible: Tensor) -> tuple[Tensor, Tensor]:
         weights = gin._weights(sharpened, rows, visible)
@@ -113,7 +113,7 @@ def _held(cache_layer: Any) -> Tensor:
 
 def rows_of_edges(edges: Edges, rows: range, source: int) -> Tensor:
     """Some rows of a stored graph as (batch, graphs, rows, source): one graph of all heads, or one for each."""
-    part = edges.block(rows)
+    part = edges.whole().block(rows)
     weight = part.weight
     if isinstance(part, SparseEdges):
         empty = weight.new_zeros((*weight.shape[:-1], source))

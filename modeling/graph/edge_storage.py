@@ -5,7 +5,9 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import embedding_bag, pad
+
+from .summed_slices import SummedSlices
 
 _SHORT = 1024  # tokens up to which a product of matrices is faster than looking edges up
 
@@ -15,6 +17,15 @@ class DenseEdges:
     """`weight` (..., rows, source): row i weighs the edges j -> i, and 0 is no edge."""
 
     weight: Tensor
+
+    @property
+    def source(self) -> int:
+        """Number of tokens that may be read."""
+        return self.weight.shape[-1]
+
+    def whole(self) -> Self:
+        """The graph with all its rows in one tensor."""
+        return self
 
     def with_weight(self, weight: Tensor) -> Self:
         """The same pairs, weighed otherwise."""
@@ -46,6 +57,27 @@ class DenseEdges:
 
 
 @dataclass(frozen=True)
+class BlockedEdges:
+    """As DenseEdges in `blocks` of rows (..., rows, seen), without the keys at the end that no row of a block reads.
+
+    `source`: number of tokens that may be read.
+    """
+
+    blocks: tuple[Tensor, ...]
+    source: int
+
+    def whole(self) -> DenseEdges:
+        """The graph with all its rows in one tensor."""
+        return DenseEdges(torch.cat([pad(block, (0, self.source - block.shape[-1])) for block in self.blocks], dim=-2))
+
+    def sum(self, sources: Tensor) -> Tensor:
+        """sum_j w_ij z_j of sources z (..., source, width)."""
+        slices = SummedSlices(sources)
+        parts = [block.to(sources.dtype) @ slices.take(0, block.shape[-1]) for block in self.blocks]
+        return torch.cat(parts, dim=-2)
+
+
+@dataclass(frozen=True)
 class SparseEdges:
     """The edges of each row: their sources and weights, each (..., rows, edges); weight 0 is no edge.
 
@@ -55,6 +87,10 @@ class SparseEdges:
     weight: Tensor
     index: Tensor
     source: int
+
+    def whole(self) -> Self:
+        """The graph with all its rows in one tensor."""
+        return self
 
     def with_weight(self, weight: Tensor) -> Self:
         """The same pairs, weighed otherwise."""
@@ -73,7 +109,7 @@ class SparseEdges:
         """sum_j w_ij z_j of sources z (..., source, width)."""
         leading, width = sources.shape[:-2], sources.shape[-1]
         index, weight = self._flat_index(leading), self.weight.expand(*leading, *self.weight.shape[-2:])
-        summed = functional.embedding_bag(
+        summed = embedding_bag(
             index.reshape(-1, index.shape[-1]),
             sources.reshape(-1, width),
             per_sample_weights=weight.reshape(-1, weight.shape[-1]).to(sources.dtype),
@@ -99,7 +135,8 @@ class SparseEdges:
         return self.index.expand(*leading, *self.index.shape[-2:]) + starts.view(*leading, 1, 1)
 
 
-Edges = DenseEdges | SparseEdges
+WholeEdges = DenseEdges | SparseEdges
+Edges = WholeEdges | BlockedEdges
 
 
 def edges_to_keep(bound: int | None, source: int, storage: str) -> int | None:
@@ -121,4 +158,4 @@ def largest_edges(graph: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Weights and sources of the `kept` largest weights of each row, filled up with 0 where the row is shorter."""
     weight, index = graph.topk(min(kept, graph.shape[-1]), dim=-1, sorted=False)
     missing = (0, kept - weight.shape[-1])
-    return functional.pad(weight, missing), functional.pad(index, missing)
+    return pad(weight, missing), pad(index, missing)

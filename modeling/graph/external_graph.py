@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..cache_layers import CacheLayerWrapper, innermost, wrappers_of
 from ..transformers_compat import CACHE_ARGUMENT, cache_argument, cache_of, take_cache
-from .edge_storage import Edges, SparseEdges
+from .edge_storage import Edges
 from .llama_heads import join_heads, split_heads
 
 KEYWORD = "graft_external_graph"
@@ -178,8 +178,7 @@ class JoinedEdges:
         parts = [] if self.external is None else [_messages_to_heads(self.external, sources)]
         if self.attention is not None:
             edges = self.attention
-            keys = edges.source if isinstance(edges, SparseEdges) else edges.weight.shape[-1]
-            parts.append(edges.sum(sources[..., sources.shape[-2] - keys :, :]))
+            parts.append(edges.sum(sources[..., sources.shape[-2] - edges.source :, :]))
         if not parts:
             return sources.new_zeros(*sources.shape[:-2], self.target, sources.shape[-1])
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]

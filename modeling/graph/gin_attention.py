@@ -15,6 +15,7 @@ from .edge_transforms import EdgeTransform
 from .llama_heads import active_dropout, equal_width_attention, join_heads, rotated_heads, split_heads
 from .pair_scores import differential_start, dot_scores, pair_scores
 from .per_head_mlp import PerHeadMLP
+from .summed_slices import SummedSlices
 from .visible_rows import NORMALISATIONS, in_row_blocks, visible_block
 
 Pair = tuple[Tensor, Tensor]
@@ -22,6 +23,14 @@ Pair = tuple[Tensor, Tensor]
 
 In `LlamaAttentionGINScored`: (batch, target, width) and (batch, source, width), the same for all heads.
 """
+
+SlicedPair = tuple[SummedSlices, SummedSlices]
+"""A pair of which blocks of rows and the keys that they see are taken."""
+
+
+def sliced(pairs: list[Pair]) -> list[SlicedPair]:
+    """The same, to take blocks of."""
+    return [(SummedSlices(query), SummedSlices(key)) for query, key in pairs]
 
 
 def sum_over_edges(
@@ -45,9 +54,11 @@ def sum_over_edges(
         (batch, heads, target, width).
     """
 
+    slices = SummedSlices(nodes)
+
     def compute(rows: range) -> Tensor:
         visible = visible_block(mask, rows, (target, nodes.shape[2]), nodes.device)
-        return edges(rows, visible).to(nodes.dtype) @ nodes[:, :, : visible.shape[-1]]
+        return edges(rows, visible).to(nodes.dtype) @ slices.take(0, visible.shape[-1])
 
     return in_row_blocks(compute, target, *memory)
 
@@ -142,7 +153,7 @@ class LlamaAttentionGIN(nn.Module):
         if self.is_fused:
             messages, weights = self._attend(pairs, sources, mask, arguments)
         else:
-            edges = partial(self._edges, pairs)
+            edges = partial(self._edges, sliced(pairs))
             memory = self._row_bytes(nodes.shape[0], sources.shape[2]), self.options.block_bytes
             messages = sum_over_edges(edges, sources, mask, nodes.shape[2], memory)
         output = join_heads(self.update(self.epsilon * nodes + self._finished(messages)))
@@ -157,16 +168,16 @@ class LlamaAttentionGIN(nn.Module):
         """A x by fused attention, if nothing lies between softmax and sum."""
         return equal_width_attention(self, (*pairs[0], sources), mask, self.scaling, arguments)
 
-    def _edges(self, pairs: list[Pair], rows: range, visible: Tensor) -> Tensor:
+    def _edges(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
         dropout = active_dropout(self)
         return self.edges(functional.dropout(self._weights(pairs, rows, visible), dropout, dropout > 0), visible)
 
-    def _weights(self, pairs: list[Pair], rows: range, visible: Tensor) -> Tensor:
+    def _weights(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
         """(batch, heads, rows, seen), what the edges are made of."""
         return self._normalised(pairs[0], rows, visible)
 
-    def _normalised(self, pair: Pair, rows: range, visible: Tensor) -> Tensor:
-        query, key = pair[0][:, :, rows.start : rows.stop], pair[1][:, :, : visible.shape[-1]]
+    def _normalised(self, pair: SlicedPair, rows: range, visible: Tensor) -> Tensor:
+        query, key = pair[0].take(rows.start, rows.stop), pair[1].take(0, visible.shape[-1])
         return self.normalise(dot_scores(query, key, self.scaling), visible)
 
     def _row_bytes(self, batch: int, source: int) -> int:
@@ -207,7 +218,7 @@ class LlamaAttentionGINDifferential(LlamaAttentionGIN):
             weights = weights - self.differential_lambda * others
         return first - self.differential_lambda * second, weights
 
-    def _weights(self, pairs: list[Pair], rows: range, visible: Tensor) -> Tensor:
+    def _weights(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
         first, second = (self._normalised(pair, rows, visible) for pair in pairs)
         return first - self.differential_lambda * second
 
@@ -243,8 +254,8 @@ class LlamaAttentionGINScored(LlamaAttentionGIN):
     def _sharpened(self, query: Tensor, key: Tensor) -> Pair:
         return query, join_heads(key)
 
-    def _weights(self, pairs: list[Pair], rows: range, visible: Tensor) -> Tensor:
-        target, source = pairs[0][0][:, rows.start : rows.stop], pairs[0][1][:, : visible.shape[-1]]
+    def _weights(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
+        target, source = pairs[0][0].take(rows.start, rows.stop), pairs[0][1].take(0, visible.shape[-1])
         scores = pair_scores(target, source, self.score_heads.weight) / self.options.temperature
         return self.normalise(scores if self.sharpening is None else scores * self.sharpening, visible)
 

@@ -55,7 +55,7 @@ class AttentionMessages(nn.Module):
 
     def forward(self, pairs: ScoredPairs, sources: Tensor) -> Tensor:
         """What each token receives: sources (batch, heads, source, width) to (batch, heads, target, width)."""
-        states = (pairs.query, pairs.key, sources.to(pairs.query.dtype))
+        states = (pairs.query, pairs.key_of_heads, sources.to(pairs.query.dtype))
         received, _ = equal_width_attention(self, states, pairs.mask, pairs.scaling, {})
         return received.to(sources.dtype)
 
@@ -190,7 +190,7 @@ class LlamaMLPMultiAggregation(LlamaMLP):
         """Scores Q K^T / sqrt(w) + scaling q k^T as one product."""
         dtype = pairs.query.dtype
         query = torch.cat([queries.to(dtype) * self.slice_width**-0.5, pairs.query * pairs.scaling], dim=-1)
-        return ScoredPairs(query, torch.cat([keys.to(dtype), pairs.key], dim=-1), 1.0, pairs.mask)
+        return ScoredPairs(query, torch.cat([keys.to(dtype), pairs.key_of_heads], dim=-1), 1.0, pairs.mask)
 
 
 _MLPS: dict[str, Any] = {

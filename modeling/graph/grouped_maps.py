@@ -57,7 +57,7 @@ class GroupedPReLU(nn.Module):
         init.constant_(self.slope, 0.25)
 
     def forward(self, states: Tensor) -> Tensor:
-        return torch.where(states > 0, states, self.slope.to(states.dtype) * states)
+        return functional.prelu(states, self.slope.flatten().to(states.dtype))
 
 
 def make_linear(groups: tuple[int, ...], inputs: int, outputs: int, bias: bool = True) -> nn.Module:

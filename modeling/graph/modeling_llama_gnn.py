@@ -59,7 +59,7 @@ class LlamaAttentionWithScores(LlamaAttention):
         come last; there are no weights to see then.
         """
         query, key, value = query_key_value(self, hidden_states, position_embeddings, take_cache(kwargs))
-        pairs = ScoredPairs(query, repeat_kv(key, self.num_key_value_groups), self.scaling, attention_mask)
+        pairs = ScoredPairs(query, key, self.scaling, attention_mask)
         edges: Edges | None = None
         if connect is None:
             output, weights = equal_width_attention(self, (query, key, value), attention_mask, self.scaling, kwargs)

@@ -11,6 +11,19 @@ def dot_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     return (query * scaling) @ key.transpose(-1, -2)
 
 
+def grouped_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """`dot_scores` of (batch, heads, rows, width) and (batch, groups, source, width), heads of a group side by side.
+
+    One product for each group: keys are not repeated.
+    """
+    if query.shape[1] == key.shape[1]:
+        return dot_scores(query, key, scaling)
+    by_group = (key.shape[1], query.shape[1] // key.shape[1])
+    together = query.unflatten(1, by_group).flatten(2, 3)  # (batch, groups, heads of a group x rows, width)
+    scores = dot_scores(together, key, scaling)
+    return scores.unflatten(2, (by_group[1], query.shape[2])).flatten(1, 2)
+
+
 def pair_scores(targets: Tensor, sources: Tensor, weight: Tensor) -> Tensor:
     """W silu(u_i + v_j), one score per head.
 

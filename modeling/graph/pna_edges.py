@@ -16,6 +16,7 @@ from .edge_transforms import EdgeTransform
 from .llama_heads import active_dropout
 from .pair_scores import dot_scores
 from .pna_attention import LlamaAttentionPNA, extremes
+from .summed_slices import SummedSlices
 from .visible_rows import NORMALISATIONS, in_row_blocks, visible_block
 
 _CUT_AT_THRESHOLD = ("relu", "silu", "binary", "silu+binary", "relu_below_binary_above", "silu_below_binary_above")
@@ -116,7 +117,8 @@ class LlamaAttentionPNAEdges(LlamaAttentionPNA):
     ) -> tuple[Aggregates, Tensor | None]:
         query, key, value = states[0], *(repeat_kv(part, self.num_key_value_groups) for part in states[1:])
         batch, heads, target, width = query.shape
-        compute = partial(self._rows, (query, key, value), mask)
+        slices = SummedSlices(query), SummedSlices(key), SummedSlices(value)
+        compute = partial(self._rows, slices, (target, key.shape[2]), mask)
         row_bytes = 4 * batch * heads * key.shape[2] * self.numbers_per_pair
         joined = in_row_blocks(compute, target, row_bytes, self.options.block_bytes)
         read = Aggregates(*joined.split(width, dim=-1))
@@ -125,12 +127,18 @@ class LlamaAttentionPNAEdges(LlamaAttentionPNA):
             read = read._replace(largest=largest, smallest=smallest)
         return read, None
 
-    def _rows(self, states: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, rows: range) -> Tensor:
+    def _rows(
+        self,
+        states: tuple[SummedSlices, SummedSlices, SummedSlices],
+        sizes: tuple[int, int],
+        mask: Tensor | None,
+        rows: range,
+    ) -> Tensor:
         """All aggregates of these rows, side by side."""
-        query, (target, source) = states[0], (states[0].shape[2], states[1].shape[2])
-        visible = visible_block(mask, rows, (target, source), query.device)
-        key, value = (part[:, :, : visible.shape[-1]] for part in states[1:])
-        weights = self.normalise(dot_scores(query[:, :, rows.start : rows.stop], key, self.scaling), visible)
+        query = states[0].take(rows.start, rows.stop)
+        visible = visible_block(mask, rows, sizes, query.device)
+        key, value = (part.take(0, visible.shape[-1]) for part in states[1:])
+        weights = self.normalise(dot_scores(query, key, self.scaling), visible)
         dropout = active_dropout(self)
         weights = self.edges(functional.dropout(weights, dropout, dropout > 0), visible)
         degree = weights.sum(-1, keepdim=True)

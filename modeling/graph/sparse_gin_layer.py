@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
-from transformers.models.llama.modeling_llama import repeat_kv
 
 from ..attachment import Attachment, AttentionFunction, AttentionOutput
 from ..residual_tap import PLACES_IN_PARALLEL, ThreadSlot, tap_places, tap_residual, tappable_layers
@@ -113,8 +112,7 @@ class SparseGINReader:
             scaling = kwargs.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             ends = (query, key) if self.adapter.trains_adjacency else (query.detach(), key.detach())
-            all_keys = repeat_kv(ends[1], query.shape[1] // key.shape[1])
-            self.slot.put(ScoredPairs(ends[0], all_keys, scaling, attention_mask, kwargs.get("softcap")))
+            self.slot.put(ScoredPairs(*ends, scaling, attention_mask, kwargs.get("softcap")))
         return proceed(module, query, key, value, attention_mask, **kwargs)
 
     def update(self, hidden: Tensor, keywords: dict[str, Any]) -> Tensor | None:

@@ -86,8 +86,9 @@ class CausalGCNLayer(nn.Module):
 
 
 def _over_degree(edges: Edges) -> Edges:
-    degree = edges.weight.sum(-1, keepdim=True)
-    return edges.with_weight(edges.weight / torch.where(degree == 0, 1.0, degree))
+    whole = edges.whole()
+    degree = whole.weight.sum(-1, keepdim=True)
+    return whole.with_weight(whole.weight / torch.where(degree == 0, 1.0, degree))
 
 
 def _as_it_is(edges: Edges) -> Edges:
@@ -109,11 +110,12 @@ class CausalGNNRecombinationLayer(nn.Module):
     def forward(self, nodes: Tensor, sources: Tensor, edges: Edges) -> Tensor:
         """One message step."""
         own = torch.arange(sources.shape[-2] - nodes.shape[-2], sources.shape[-2], device=nodes.device)[:, None]
-        exists = (edges.weight != 0) & (edges.places() != own)
-        scores = self.target_score(nodes) + edges.take(self.source_score(sources).squeeze(-1))
-        scores = functional.leaky_relu(scores.to(edges.weight.dtype), _LEAK) * edges.weight
+        whole = edges.whole()
+        exists = (whole.weight != 0) & (whole.places() != own)
+        scores = self.target_score(nodes) + whole.take(self.source_score(sources).squeeze(-1))
+        scores = functional.leaky_relu(scores.to(whole.weight.dtype), _LEAK) * whole.weight
         shares = scores.masked_fill(~exists, torch.finfo(scores.dtype).min).softmax(-1)
-        return edges.with_weight(shares * exists.any(-1, keepdim=True)).sum(sources)
+        return whole.with_weight(shares * exists.any(-1, keepdim=True)).sum(sources)
 
 
 def make_graph_layer(options: SparseGraphConfig, groups: tuple[int, ...], block_bytes: int) -> nn.Module:
@@ -148,7 +150,8 @@ class CausalGraphNeuralNetwork(nn.Module):
     def forward(self, states: Tensor, edges: Edges, cache_layer: NodeCacheLayer | None = None) -> Tensor:
         """(batch, target, width) to the same, with heads behind `batch` if there are; edges to all tokens so far."""
         if not self.weighted:
-            edges = edges.with_weight((edges.weight != 0).to(edges.weight.dtype))
+            whole = edges.whole()
+            edges = whole.with_weight((whole.weight != 0).to(whole.weight.dtype))
         nodes = self.map_in(states)
         for depth, (layer, activate) in enumerate(zip(self.layers, self.activations, strict=True)):
             sources = nodes if cache_layer is None else cache_layer.append_nodes(depth, nodes)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ...configuration.sparse_graph_config import SparseGraphConfig
-from .edge_storage import Edges
+from .edge_storage import Edges, WholeEdges
 from .grouped_maps import GroupedLinear, make_linear
 from .visible_rows import in_row_blocks
 
@@ -37,9 +37,9 @@ class CausalPNALayer(nn.Module):
     def forward(self, nodes: Tensor, sources: Tensor, edges: Edges) -> Tensor:
         """One message step; arguments as in CausalGINLayer."""
         nodes, sources = self._towers(nodes), self._towers(sources)
-        edges = edges.spread()
-        degree = (edges.weight != 0).sum(-1, keepdim=True)
-        found = self._aggregators(self.source_map(sources), edges, degree)
+        every = edges.whole().spread()
+        degree = (every.weight != 0).sum(-1, keepdim=True)
+        found = self._aggregators(self.source_map(sources), every, degree)
         own = self.target_map(nodes)
         has_edges = degree > 0
         shifted = {name: part if name == "std" else (part + own) * has_edges for name, part in found.items()}
@@ -53,7 +53,7 @@ class CausalPNALayer(nn.Module):
         """(batch, *heads, source, rank) to (batch, *heads, towers, source, rank / towers)."""
         return states.unflatten(-1, (self.options.towers, self.width)).transpose(-2, -3)
 
-    def _aggregators(self, messages: Tensor, edges: Edges, degree: Tensor) -> dict[str, Tensor]:
+    def _aggregators(self, messages: Tensor, edges: WholeEdges, degree: Tensor) -> dict[str, Tensor]:
         """Mean, min, max of V z_j + w_ij e over the edges of each row, and the standard deviation."""
         kinds = self.options.aggregators
         found: dict[str, Tensor] = {}
@@ -72,7 +72,7 @@ class CausalPNALayer(nn.Module):
         found |= {name: self._extreme(wide, of_edge, edges, name) for name in kinds if name in ("min", "max")}
         return {name: part.to(messages.dtype) for name, part in found.items()}
 
-    def _extreme(self, messages: Tensor, of_edge: Tensor, edges: Edges, name: str) -> Tensor:
+    def _extreme(self, messages: Tensor, of_edge: Tensor, edges: WholeEdges, name: str) -> Tensor:
         """The largest or smallest message of each row and coordinate, 0 where there is no edge."""
         sign = -1.0 if name == "min" else 1.0
 

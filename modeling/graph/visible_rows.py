@@ -9,8 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 Computed = TypeVar("Computed")
 
-_CUTS = 8  # skips 7/16 of a causal square
-_SMALLEST_CUT = 64  # rows; less is all overhead
+_ROWS = 64  # of a block: few enough to stay in a processor's cache, and to skip most of the upper half of the square
 
 
 def visible_rows(mask: Tensor | None, rows: range, sizes: tuple[int, int], device: torch.device) -> Tensor:
@@ -30,9 +29,8 @@ def visible_rows(mask: Tensor | None, rows: range, sizes: tuple[int, int], devic
         ValueError: the mask has another form.
     """
     if mask is None:
-        target, source = sizes
-        row = torch.arange(rows.start, rows.stop, device=device)[:, None]
-        return (torch.arange(source, device=device) <= (source if target == 1 else row))[None, None]
+        visible = torch.ones(1, 1, len(rows), sizes[1], dtype=torch.bool, device=device)
+        return visible if sizes[0] == 1 else visible.tril(rows.start)
     if mask.dim() != 4:
         raise ValueError(
             f"The attention mask must have 4 dimensions, got {tuple(mask.shape)}: graph layers run with the "
@@ -63,7 +61,8 @@ def in_row_blocks(compute: Callable[[range], Tensor], target: int, row_bytes: in
 def row_blocks(compute: Callable[[range], Computed], target: int, row_bytes: int, block_bytes: int) -> list[Computed]:
     """`compute` of all rows, a block at a time. If all rows need more than one block may take, blocks are not kept.
 
-    They are computed again in the backward pass then. Rows that fit are cut too: early ones need few keys.
+    They are computed again in the backward pass then. Rows that fit are cut too: early ones need few keys, and small
+    blocks stay in a processor's cache.
 
     Args:
         compute: from a range of rows to a tensor or several.
@@ -71,7 +70,7 @@ def row_blocks(compute: Callable[[range], Computed], target: int, row_bytes: int
         row_bytes: what one row takes while it is computed.
         block_bytes: what a block may take; at least one row is taken.
     """
-    size = max(1, min(block_bytes // row_bytes, max(_SMALLEST_CUT, -(-target // _CUTS))))
+    size = max(1, min(block_bytes // row_bytes, _ROWS))
     if size >= target:
         return [compute(range(target))]
     blocks = [range(start, min(start + size, target)) for start in range(0, target, size)]
@@ -82,8 +81,8 @@ def row_blocks(compute: Callable[[range], Computed], target: int, row_bytes: int
 
 def visible_block(mask: Tensor | None, rows: range, sizes: tuple[int, int], device: torch.device) -> Tensor:
     """As `visible_rows`, without the keys at the end that no row of the block reads where there is no mask."""
-    visible = visible_rows(mask, rows, sizes, device)
-    return visible[..., : rows.stop] if mask is None and sizes[0] > 1 else visible
+    seen = rows.stop if mask is None and sizes[0] > 1 else sizes[1]
+    return visible_rows(mask, rows, (sizes[0], seen), device)
 
 
 def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
@@ -116,8 +115,9 @@ def triangle_softmax(scores: Tensor) -> Tensor:
     """
     rows = scores.shape[-2]
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    later = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu(1)
-    scores[..., scores.shape[-1] - rows :].masked_fill_(later, torch.finfo(scores.dtype).min)
+    later = scores.new_full((rows, rows), -torch.inf).triu(1)
+    with torch.no_grad():  # the score behind a weight of 0 has gradient 0: autograd need not follow
+        scores[..., scores.shape[-1] - rows :] += later
     return scores.softmax(-1)
 
 

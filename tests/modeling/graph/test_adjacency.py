@@ -114,7 +114,7 @@ def random_states(seed, batch, heads, source):
 
 
 def dense(query, key, mask, adjacency, block_bytes=2**20):
-    return attention_edges(ScoredPairs(query, key, 0.7, mask), adjacency, "dense", block_bytes).weight
+    return attention_edges(ScoredPairs(query, key, 0.7, mask), adjacency, "dense", block_bytes).whole().weight
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -159,7 +159,7 @@ def test_storages_blocks_and_one_pass_with_attention_give_the_same_graph_and_gra
             torch.testing.assert_close(output, expected)
         else:
             edges = attention_edges(pairs, adjacency, storage, block_bytes)
-        graph = edges.weight if storage == "dense" else as_dense(edges)
+        graph = edges.whole().weight if storage == "dense" else as_dense(edges)
         wanted = [given_query, *adjacency.parameters()]
         found.append([graph, *torch.autograd.grad((graph**2).sum(), wanted)])
     for other in found[1:]:
@@ -175,7 +175,7 @@ def test_values_meet_the_weights_that_dropout_leaves_and_the_graph_is_made_of_al
     pairs = ScoredPairs(query, key, 0.7, None)
     plain, edges = attend_with_edges(pairs, value, 0.0, adjacency, "dense", 2**20)
     dropped, same = attend_with_edges(pairs, value, 0.5, adjacency, "dense", 2**20)
-    assert torch.equal(edges.weight, same.weight)
+    assert torch.equal(edges.whole().weight, same.whole().weight)
     assert not torch.allclose(plain, dropped)
 
 
@@ -240,10 +240,10 @@ def test_the_bound_is_reached():
 
 
 def test_weights_given_by_hand_are_combined_before_they_are_cut():
-    weights = torch.tensor([0.1, 0.9], dtype=torch.float64).expand(1, 2, 1, 2)
-    visible = torch.tensor([True, False])[None, None, None]
+    weights = torch.tensor([0.1, 0.07, 0.0], dtype=torch.float64).expand(1, 2, 1, 3)
+    visible = torch.tensor([True, True, False])[None, None, None]
     adjacency = AttentionAdjacency(AdjacencyConfig(combine="sum", sharpness=None, cutoff=0.15), 2)
-    assert adjacency(weights, visible, range(1, 2)).tolist() == [[[0.2, 0.0]]]
+    assert adjacency(weights, visible, range(1, 2)).tolist() == [[[0.2, 0.0, 0.0]]]
 
 
 def test_a_far_token_weighs_more_or_less_as_the_option_says():

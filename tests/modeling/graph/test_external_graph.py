@@ -89,7 +89,8 @@ def test_attention_edges_and_given_ones_are_added_up(family):
     logits(model, tokens, graph=graph, use_cache=False)
     handle.remove()
     states, joined, _, output = seen[0]
-    both = joined.attention.with_weight(joined.attention.weight + expand_chunks(graph))
+    attention = joined.attention.whole()
+    both = attention.with_weight(attention.weight + expand_chunks(graph))
     with torch.no_grad():
         torch.testing.assert_close(update(states, both), output, atol=1e-6, rtol=1e-6)
 

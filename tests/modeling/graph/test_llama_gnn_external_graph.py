@@ -9,7 +9,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from graft import ChunkGraph, GraphRecorder, TokenEdges
 from graft.configuration.configuration_gnn import LlamaGNNConfig
-from graft.modeling.graph.edge_storage import DenseEdges, SparseEdges
+from graft.modeling.graph.edge_storage import BlockedEdges, DenseEdges, SparseEdges
 from graft.modeling.graph.external_graph import JoinedEdges
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
 from graft.modeling.graph.sparse_graph_layers import SparseGraphUpdate
@@ -85,7 +85,7 @@ def test_a_graph_is_its_matrix_added_to_that_of_attention(variant, kind):
     matrix = written_out(graph)
 
     def with_matrix(module, args):
-        states, attention, *rest = args
+        states, attention, *rest = args[0], args[1].whole(), *args[2:]
         weight = attention.weight
         if isinstance(attention, SparseEdges):
             weight = weight.new_zeros(*weight.shape[:-1], LENGTH).scatter_add(-1, attention.index, weight)
@@ -284,4 +284,4 @@ def test_the_network_meets_both_graphs():
     model.model.layers[1].graph.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     logits(model, tokens(), graph=chunks())
     logits(model, tokens())
-    assert [type(each) for each in seen] == [JoinedEdges, DenseEdges]
+    assert [type(each) for each in seen] == [JoinedEdges, BlockedEdges]
