@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from graft.scripts.run import main
 
@@ -76,3 +78,35 @@ def test_five_rows_stay_in_order_on_two_processes_when_training_groups_by_length
     run_twice_as_wide(torchrun(), config)
     assert record_of(tmp_path / "out")["world_size"] == 2
     assert [line["id"] for line in predictions_of(tmp_path / "out")] == [f"validation-{n}" for n in range(5)]
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_neighbours_that_one_reads(corpora, tmp_path, losses_of):
+    """The view `random` is left out: it takes neighbours of the same batch, which two processes cut differently."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_encoder_layers": 1}
+    sizes |= {"vocab_size": 320, "cross_attention_layers": [0, 1], "chunk_size": 8, "pad_token_id": 1}
+    dropouts = ("attention_dropout", "residual_dropout", "encoder_attention_dropout", "encoder_hidden_dropout")
+    overrides = sizes | {"bos_token_id": 0, "eos_token_id": 2} | dict.fromkeys(dropouts, 0.0)
+    tokenizer = str(corpora / "corpus" / "tokenizer")
+    model = {"task": "causal", "from_config": True, "config": "graft_retro", "tokenizer": tokenizer}
+    data = {"train": str(corpora / "corpus"), "validation": str(corpora / "held-out")}
+    training = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "logging_steps": 1, "use_cpu": True}
+    training |= {"optim": "sgd", "learning_rate": 0.1, "train_sampling_strategy": "sequential", "disable_tqdm": True}
+    training |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 3, "do_eval": True, "do_train": True}
+    blocks = {"model": model | {"config_overrides": overrides}, "retrieval": {}, "training": training}
+    blocks["data"] = data | {"eval_views": ["retrieved", "without"]}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(blocks))
+    assert main([str(config)]) == 0
+    wide = ["--training.per_device_train_batch_size", "2", "--training.output_dir", str(tmp_path / "wide")]
+    run_twice_as_wide(torchrun(), str(config), *wide)
+    one, two = record_of(tmp_path / "out"), record_of(tmp_path / "wide")
+    assert two["world_size"] == 2
+    assert one["effective_batch_size"] == two["effective_batch_size"] == 4
+    assert losses_of(tmp_path / "wide") == pytest.approx(losses_of(tmp_path / "out"), abs=1e-4)
+    assert one["results"]["eval_retrieved_loss"] != one["results"]["eval_without_loss"]
+    assert two["results"] == pytest.approx(one["results"], rel=1e-4)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "wide")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():  # the sum of four steps' gradients, of every weight
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4, msg=name)
