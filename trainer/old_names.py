@@ -61,6 +61,7 @@ _ORIGINAL = {
     "model_name_or_path": "`model.name`",
     "model_revision": "`model.revision`",
     "output_column": "`data.target_column`",
+    "pad_to_max_length": "`data.pad_to_multiple_of`: the longest length there is pads every batch to it",
     "patience": "`training.early_stopping_patience`",
     "preprocessing_num_workers": "`data.num_proc`",
     "save_steps_override": "`training.save_steps`: a number below 1 is a share of all steps",
