@@ -2,9 +2,9 @@
 
 python benchmarks/scale_table.py
 
-Prints the table of docs/scale.md from benchmarks/results/retro_prepare.json. Times are of one core; what is done by
-shards is divided by the number of cores. Exact search grows with the square of the chunks; search in an index of
-4 sqrt(N) lists, of which as many are read as were measured, with N sqrt(N).
+Prints the table of docs/scale.md from benchmarks/results/retro_prepare-avx512.json. Times are of one core; what is
+done by shards is divided by the number of cores. Exact search grows with the square of the chunks; search in an index
+of 4 sqrt(N) lists, of which as many are read as were measured, with N sqrt(N).
 """
 
 from __future__ import annotations
@@ -86,4 +86,4 @@ def scale_table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(scale_table(json.loads((RESULTS / "retro_prepare.json").read_text("utf-8"))))
+    print(scale_table(json.loads((RESULTS / "retro_prepare-avx512.json").read_text("utf-8"))))

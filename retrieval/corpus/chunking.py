@@ -24,7 +24,7 @@ from .corpus_lock import corpus_lock
 from .disk_space import BYTES_PER_TOKEN, require_space
 from .document_sources import Document, DocumentSource
 from .manifest import SCRATCH, Manifest
-from .tokenizers_of_corpora import TokenizerIdentity, encode_batch, identify, load_tokenizer
+from .tokenizers_of_corpora import BulkEncoder, TokenizerIdentity, identify, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -197,9 +197,10 @@ def _run(
 def _tokenized(
     documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase, settings: ChunkSettings
 ) -> Iterator[tuple[Document, np.ndarray | None]]:
+    encode = BulkEncoder(tokenizer, settings.add_special_tokens)
     for batch in _batches(documents):
         texts = [document.text for document in batch if document.text is not None]
-        ids = iter(encode_batch(tokenizer, texts, settings.add_special_tokens))
+        ids = iter(encode(texts))
         for document in batch:
             yield document, document.ids if document.text is None else next(ids)
 

@@ -17,6 +17,7 @@ class ShardedRows:
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
         self.shards = list(shards)
         self.offsets = np.concatenate([[0], np.cumsum([len(shard) for shard in self.shards])]).astype(np.int64)
+        self._opaque = [_opaque(shard) for shard in self.shards]
         self._firsts: list[int] = self.offsets[:-1].tolist()  # of each shard; a list is searched faster for one number
         self.shape = (int(self.offsets[-1]), *self.shards[0].shape[1:])
         self.dtype = self.shards[0].dtype
@@ -42,7 +43,7 @@ class ShardedRows:
         whole = _opaque(taken)
         for shard in np.bincount(where).nonzero()[0]:
             here = (where == shard).nonzero()[0]
-            whole[here] = _opaque(self.shards[shard]).take(rows[here] - self.offsets[shard])
+            whole[here] = self._opaque[shard].take(rows[here] - self.offsets[shard])
         return taken
 
     def between(self, start: int, end: int) -> np.ndarray:
