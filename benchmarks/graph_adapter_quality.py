@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import torch
-from measuring import keep, machine
+from measuring import bootstrap, keep, machine
 from peft import LoraConfig, get_peft_model
 from sparse_gin import edges_per_row
 from torch.nn.functional import cross_entropy
@@ -260,17 +260,11 @@ def mean(rows: list[dict[str, float]], known: bool = False) -> float:
     return sum(row[loss] for row in rows) / max(1, sum(row[count] for row in rows))
 
 
-def difference(first: list[list[dict]], second: list[list[dict]], known: bool, draws: int = 2000) -> dict[str, float]:
+def difference(first: list[list[dict]], second: list[list[dict]], known: bool) -> dict[str, float]:
     """first - second in nats per token, mean over seeds, with a 95 % bootstrap interval over documents."""
-    rng = np.random.default_rng(0)
     loss, count = ("known loss", "known") if known else ("loss", "tokens")
     lost = [np.array([[row[loss] for row in rows] for rows in runs]).mean(0) for runs in (first, second)]
-    counts = np.array([row[count] for row in first[0]])
-    drawn = rng.integers(0, len(counts), (draws, len(counts)))
-    gap = lost[0] - lost[1]
-    low, high = np.quantile(gap[drawn].sum(1) / np.maximum(counts[drawn].sum(1), 1), [0.025, 0.975])
-    figures = {"mean": gap.sum() / counts.sum(), "low": low, "high": high}
-    return {name: round(float(figure), 4) for name, figure in figures.items()}
+    return bootstrap(lost[0] - lost[1], [row[count] for row in first[0]])
 
 
 def row_of(name: str, runs: list[dict]) -> dict:

@@ -1,14 +1,15 @@
-"""What every benchmark needs: seconds of a call, ratios measured in turn, the machine's limits, a JSON of results."""
+"""What every benchmark needs: seconds of a call, ratios measured in turn, intervals, the machine's limits, a JSON."""
 
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -49,6 +50,15 @@ def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
     """Quartiles of theirs / ours, pair by pair: above 1, ours is faster."""
     low, middle, high = statistics.quantiles([a / b for a, b in zip(theirs, ours, strict=True)], n=4)
     return {"low": round(low, 3), "median": round(middle, 3), "high": round(high, 3)}
+
+
+def bootstrap(sums: Sequence[float], counts: Sequence[int], draws: int = 2000) -> dict[str, float]:
+    """sum(sums) / sum(counts), with a 95 % bootstrap interval over the documents or rows that they are of."""
+    total, count = np.asarray(sums), np.asarray(counts)
+    drawn = np.random.default_rng(0).integers(0, len(count), (draws, len(count)))
+    low, high = np.quantile(total[drawn].sum(1) / np.maximum(count[drawn].sum(1), 1), [0.025, 0.975])
+    figures = {"mean": total.sum() / max(count.sum(), 1), "low": low, "high": high}
+    return {name: round(float(figure), 4) for name, figure in figures.items()}
 
 
 def memory_kilobytes(name: str) -> int:

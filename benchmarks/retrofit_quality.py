@@ -12,12 +12,11 @@ copies. Prints a table, times a forward pass with and without retrieval in turn,
 
 import argparse
 import json
-import random
 import sys
 from pathlib import Path
 
 import torch
-from measuring import in_turn, keep, machine, ratio
+from measuring import bootstrap, in_turn, keep, machine, ratio
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -65,19 +64,10 @@ def mean(losses: torch.Tensor) -> float:
     return float(losses.nanmean())
 
 
-def interval(first: torch.Tensor, second: torch.Tensor, draws: int = 2000) -> dict[str, float]:
+def interval(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:
     """Difference of mean losses, first - second, with a 95 % bootstrap interval over rows."""
-    rng = random.Random(0)
-    sums = [
-        (float(a.nansum()), float(b.nansum()), int(a.isfinite().sum())) for a, b in zip(first, second, strict=True)
-    ]
-
-    def difference(chosen):
-        return sum(a - b for a, b, _ in chosen) / max(1, sum(count for _, _, count in chosen))
-
-    found = sorted(difference(rng.choices(sums, k=len(sums))) for _ in range(draws))
-    low, high = found[int(0.025 * draws)], found[int(0.975 * draws)]
-    return {"mean": round(difference(sums), 4), "low": round(low, 4), "high": round(high, 4)}
+    gap = (first - second).flatten(1)
+    return bootstrap(gap.nansum(1).tolist(), gap.isfinite().sum(1).tolist())
 
 
 def main(argv=None) -> int:
