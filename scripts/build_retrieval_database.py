@@ -25,7 +25,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("input", type=Path, help="a folder of text, a .jsonl or a .parquet file")
+    parser.add_argument("input", type=Path, help="a folder of text, or a .txt, .md, .jsonl or .parquet file")
     parser.add_argument("--output", type=Path, required=True, help="folder of the corpus, new or begun")
     parser.add_argument("--tokenizer", help="folder or name, of the model to train; default: the embedder's")
     parser.add_argument("--embedder", help="folder or name of an encoder; default: all-MiniLM-L6-v2 if installed")

@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     inspect.add_argument("--chunk", type=int, action="append", help="number of a chunk; may be repeated")
     inspect.add_argument("--page", type=Path, help="write an HTML page instead")
     append = commands.add_parser("append", help="add documents; older chunks keep their neighbours", parents=[parent])
-    append.add_argument("input", type=Path, help="a folder of text, a .jsonl or a .parquet file")
+    append.add_argument("input", type=Path, help="a folder of text, or a .txt, .md, .jsonl or .parquet file")
     append.add_argument("--glob", default="**/*.txt", help="which files of a folder")
     append.add_argument("--text-field", default="text", help="key or column of the text")
     append.add_argument(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .corpus import Corpus
 from .corpus_lock import corpus_lock
 from .disk_space import BYTES_PER_TOKEN, require_space
 from .document_sources import Document, DocumentSource
-from .manifest import SCRATCH, Manifest
+from .manifest import SCRATCH, Manifest, described
 from .tokenizers_of_corpora import BulkEncoder, TokenizerIdentity, identify, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -126,13 +126,18 @@ def _begin(manifest: Manifest, corpus: dict[str, Any], source: dict[str, Any], a
         return stage["status"] != "complete"
     if stage["status"] != "complete":
         raise ValueError(
-            f"{manifest.folder} was begun with other documents: {stage['sources'][-1]}, now {source}; finish it with "
-            "those, or begin anew with --overwrite (overwrite=True)."
+            f"{manifest.folder} was begun with other documents: {_named(stage['sources'][-1])}, now given "
+            f"{_named(source)}; finish it with those, or begin anew with --overwrite (overwrite=True)."
+        )
+    if changed := [known for known in stage["sources"] if known != source and _same_files(known, source)]:
+        raise ValueError(
+            f"{manifest.folder} holds {_named(changed[0])}, whose text has changed since: now it is {_named(source)}; "
+            "begin anew with --overwrite (overwrite=True)."
         )
     if not append:
         raise ValueError(
-            f"{manifest.folder} holds the documents {stage['sources']}, now given {source}; add them "
-            "with `graft-corpus append` (append=True), or begin anew with --overwrite (overwrite=True)."
+            f"{manifest.folder} holds {' and '.join(map(_named, stage['sources']))}, now given {_named(source)}; add "
+            "them with `graft-corpus append` (append=True), or begin anew with --overwrite (overwrite=True)."
         )
     if source in stage["sources"]:
         return False
@@ -141,6 +146,16 @@ def _begin(manifest: Manifest, corpus: dict[str, Any], source: dict[str, Any], a
         if later != "tokenize":
             manifest.stages[later]["status"] = "running"
     return True
+
+
+def _named(source: Mapping[str, Any]) -> str:
+    """A source's fingerprint for people."""
+    return f"{source['kind']} of {source['count']} ({described(source)})"
+
+
+def _same_files(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two fingerprints differ in what the files hold, if in anything."""
+    return "names" in one and {**one, "sha256": ""} == {**other, "sha256": ""}
 
 
 def _running(sources: list[dict[str, Any]], skipped: list[str]) -> dict[str, Any]:
@@ -153,8 +168,8 @@ def _refuse_difference(manifest: Manifest, asked: dict[str, Any]) -> None:
         by_name_too = name != "tokenizer"  # what that is called does not matter
         if there != value if by_name_too else there["sha256"] != value["sha256"]:
             raise ValueError(
-                f"`{name}` is {value}, but {manifest.folder} was made with {there}; use that, or begin "
-                "anew with --overwrite (overwrite=True)."
+                f"`{name}` is {described(value)}, but {manifest.folder} was made with {described(there)}; use that, "
+                "or begin anew with --overwrite (overwrite=True)."
             )
 
 
@@ -310,7 +325,7 @@ def _arrow_writer(table: pa.Table) -> Any:
 def _finish(manifest: Manifest, source: DocumentSource) -> None:
     """Join the notes on documents into three files, always from all shards, and call the stage complete."""
     if not manifest.counts["chunks"]:
-        raise ValueError(f"no document of `source` {source.fingerprint()} has any text; there is nothing to store.")
+        raise ValueError(f"no document of `source` {_named(source.fingerprint())} has any text: nothing to store.")
     pieces = [_read_arrow(manifest.folder / n) for n in manifest.files_of("tokenize", ".documents.arrow")]
     firsts = [piece["first_chunk"].to_numpy() for piece in pieces]
     lasts = [piece["last_length"].to_numpy() for piece in pieces]

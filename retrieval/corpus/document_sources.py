@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from graft.atomic_files import sha256
+
 Errors = Literal["strict", "replace", "skip"]
 ERRORS = ("strict", "replace", "skip")
+KINDS = "a folder, a .txt, .md, .jsonl or .parquet file"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class DocumentSource(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this source from another: its kind and the names and sizes of what it reads."""
+        """What tells this source from another: its kind, and hashes of names and content."""
         ...
 
     def num_bytes(self) -> int:
@@ -69,9 +73,9 @@ class TextFolder:
             yield Document(name, _decode((self.folder / name).read_bytes(), str(self.folder / name), self.errors))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Kind, number, and a hash of relative paths and sizes."""
-        sizes = [(self.folder / name).stat().st_size for name in self.names]
-        return {"kind": "folder", "errors": self.errors, **_summary(self.names, sizes)}
+        """Kind, number, and hashes of the relative paths and of what the files hold."""
+        content = (sha256(self.folder / name) for name in self.names)
+        return {"kind": "folder", "errors": self.errors, **_identity(self.names, content)}
 
     def num_bytes(self) -> int:
         """The size of all files."""
@@ -122,9 +126,9 @@ class JSONLines:
         return text
 
     def fingerprint(self) -> dict[str, Any]:
-        """Kind, key, and a hash of names and sizes."""
-        names, sizes = [path.name for path in self.paths], [path.stat().st_size for path in self.paths]
-        return {"kind": "jsonl", "errors": self.errors, "text_field": self.text_field, **_summary(names, sizes)}
+        """Kind, key, and hashes of the names and of what the files hold."""
+        identity = _identity([path.name for path in self.paths], map(sha256, self.paths))
+        return {"kind": "jsonl", "errors": self.errors, "text_field": self.text_field, **identity}
 
     def num_bytes(self) -> int:
         """The size of all files."""
@@ -167,9 +171,9 @@ class ParquetFiles:
                     seen, first = seen + rows, first + rows
 
     def fingerprint(self) -> dict[str, Any]:
-        """Kind, column, and a hash of names and sizes."""
-        names, sizes = [path.name for path in self.paths], [path.stat().st_size for path in self.paths]
-        return {"kind": "parquet", "text_field": self.text_field, **_summary(names, sizes)}
+        """Kind, column, and hashes of the names and of what the files hold."""
+        identity = _identity([path.name for path in self.paths], map(sha256, self.paths))
+        return {"kind": "parquet", "text_field": self.text_field, **identity}
 
     def num_bytes(self) -> int:
         """The size of the column before Parquet's compression, as the files state it."""
@@ -209,8 +213,7 @@ class DatasetRows:
         """Kind, key, and the data set's own fingerprint, or else the hash of the texts."""
         known = getattr(self.rows, "_fingerprint", None)
         if known is None:
-            texts = [str(row[self.text_field]) for row in self.rows]
-            known = _summary(texts, [len(text) for text in texts])["sha256"]
+            known = _joined(json.dumps(row[self.text_field]) for row in self.rows)
         return {"kind": "rows", "text_field": self.text_field, "count": len(self.rows), "sha256": known}
 
     def num_bytes(self) -> int:
@@ -223,7 +226,7 @@ class DatasetRows:
 def open_source(
     path: str | Path, glob: str = "**/*.txt", text_field: str = "text", errors: Errors = "strict"
 ) -> DocumentSource:
-    """The source that a path names: a folder of text, a .jsonl file, or a .parquet file.
+    """The source that a path names: a folder of text, one .txt or .md file, a .jsonl file, or a .parquet file.
 
     Raises:
         FileNotFoundError: there is nothing at `path`, or nothing that matches `glob`.
@@ -233,12 +236,14 @@ def open_source(
     if path.is_dir():
         return TextFolder(path, glob, errors)
     if not path.exists():
-        raise FileNotFoundError(f"`path` {path} does not exist; give a folder, a .jsonl or a .parquet file.")
+        raise FileNotFoundError(f"`path` {path} does not exist; give {KINDS}.")
+    if path.suffix in (".txt", ".md"):
+        return TextFolder(path.parent, escape(path.name), errors)
     if path.suffix in (".jsonl", ".ndjson"):
         return JSONLines(path, text_field, errors)
     if path.suffix == ".parquet":
         return ParquetFiles(path, text_field)
-    raise ValueError(f"`path` must be a folder, a .jsonl or a .parquet file, got {path}.")
+    raise ValueError(f"`path` must be {KINDS}, got {path}.")
 
 
 def _existing(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -270,8 +275,13 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _summary(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
+def _identity(names: Sequence[str], content: Iterable[str]) -> dict[str, Any]:
+    """How many files, the hash of their names, and that of the hashes of their content."""
+    return {"count": len(names), "names": _joined(names), "sha256": _joined(content)}
+
+
+def _joined(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for name, size in zip(names, sizes, strict=True):
-        digest.update(_bytes(name) + b"\0" + str(size).encode() + b"\0")
-    return {"count": len(names), "sha256": digest.hexdigest()}
+    for text in texts:
+        digest.update(_bytes(text) + b"\0")
+    return digest.hexdigest()

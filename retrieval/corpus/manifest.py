@@ -178,6 +178,13 @@ def fingerprint(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def described(value: Any) -> str:
+    """A setting for people: of what has a hash its name, if any, and the beginning of the hash."""
+    if not isinstance(value, dict) or "sha256" not in value:
+        return repr(value)
+    return " ".join(filter(None, [str(value.get("name", "")), f"sha256 {value['sha256'][:12]}"]))
+
+
 def _checksum(content: Mapping[str, Any]) -> str:
     return fingerprint(content)
 

@@ -49,8 +49,8 @@ def find_neighbours(
         overwrite: search again.
 
     Raises:
-        ValueError: no other document has chunks, the embedders of the two corpora differ, or settings differ from
-            the recorded ones.
+        ValueError: no other document has chunks, or none has so many to find; the embedders of the two corpora differ,
+            or settings differ from the recorded ones.
         CorpusError: the corpus is damaged or not embedded.
     """
     if num_neighbours < 1:
@@ -68,8 +68,7 @@ def find_neighbours(
         embedded = corpus.manifest.stages["embed"]["settings"]
         check_comparable(database, embedded, corpus.manifest.corpus["tokenizer"]["sha256"], corpus.chunk_size)
         settings["database"] = {"name": str(database.folder), **database_identity(database)}
-    else:
-        _warn_of_few(corpus, num_neighbours)
+    _check_enough(corpus, database, num_neighbours)
     executor, threads = executor_and_threads(workers)
     search = NeighbourSearch(num_neighbours, database, store, max_overlap, threads)
     compute = partial(neighbours_of_shard, search=search)
@@ -193,13 +192,21 @@ def check_comparable(database: Corpus, embedded: Mapping[str, Any], tokenizer_sh
         )
 
 
-def _warn_of_few(corpus: Corpus, num_neighbours: int) -> None:
-    left = corpus.num_chunks - int(np.diff(corpus.documents).max())
-    if corpus.num_documents < 2:
+def _check_enough(corpus: Corpus, database: Corpus | None, num_neighbours: int) -> None:
+    """Refuse more neighbours than any chunk could have; warn if some chunks cannot have so many."""
+    lengths = [0] if database is not None else np.diff(corpus.documents)
+    source = database or corpus
+    most, least = (source.num_chunks - int(length) for length in (min(lengths), max(lengths)))
+    if database is None and corpus.num_documents < 2:
         raise ValueError(f"{corpus.folder} has one document, so no chunk of another could be found; give `database`.")
-    if left < num_neighbours:
+    if num_neighbours > most:
+        raise ValueError(
+            f"`num_neighbours` must be at most {most}, as many as {source.folder} has for any chunk, "
+            f"got {num_neighbours}."
+        )
+    if least < num_neighbours:
         warnings.warn(
-            f"outside its longest document {corpus.folder} has {left} chunks, fewer than `num_neighbours` "
+            f"outside its longest document {corpus.folder} has {least} chunks, fewer than `num_neighbours` "
             f"{num_neighbours}: some rows end with -1.",
             stacklevel=3,
         )

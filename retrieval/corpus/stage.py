@@ -14,7 +14,7 @@ from .corpus import Corpus
 from .corpus_lock import corpus_lock
 from .disk_space import require_space
 from .executors import Executor, InProcess, Shard, ShardFunction, ShardResult
-from .manifest import STAGES, Manifest
+from .manifest import STAGES, Manifest, described
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,8 @@ def begin_stage(manifest: Manifest, stage: str, settings: Mapping[str, Any], ove
     for name, value in settings.items():
         if _essence(there["settings"].get(name)) != _essence(value):
             raise ValueError(
-                f"`{name}` is {value!r}, but stage {stage!r} of {manifest.folder} was run with "
-                f"{there['settings'].get(name)!r}; use that, or begin anew with --overwrite "
-                "(overwrite=True)."
+                f"`{name}` is {described(value)}, but stage {stage!r} of {manifest.folder} was run with "
+                f"{described(there['settings'].get(name))}; use that, or begin anew with --overwrite (overwrite=True)."
             )
     manifest.remove_leftovers()
     return there["status"] != "complete"

@@ -83,6 +83,18 @@ def test_jsonl_and_another_tokenizer(tmp_path, encoder):
     assert len(Corpus(tmp_path / "corpus").sequences) == 3
 
 
+def test_one_file_of_text_beside_a_database(texts, tmp_path, encoder, capsys):
+    assert build(texts, tmp_path / "corpus", encoder) == 0
+    (tmp_path / "one.txt").write_text("b c d")
+    assert build(tmp_path / "one.txt", tmp_path / "other", encoder, "--database", str(tmp_path / "corpus")) == 0
+    assert Corpus(tmp_path / "other").document_names.to_pylist() == ["one.txt"]
+    assert corpus_command("refresh", tmp_path / "corpus", "--neighbours", 100_000) == 2
+    assert "`num_neighbours` must be at most" in capsys.readouterr().err
+    (tmp_path / "one.txt").write_text("b c e")
+    assert build(tmp_path / "one.txt", tmp_path / "other", encoder, "--database", str(tmp_path / "corpus")) == 2
+    assert "holds folder of 1 (sha256" in capsys.readouterr().err
+
+
 def test_an_index_can_be_asked_for(texts, tmp_path, encoder, caplog):
     pytest.importorskip("faiss", reason="the extra graft-transformers[faiss] is not installed")
     with caplog.at_level("INFO"):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +95,7 @@ def test_every_kind_of_source_gives_the_same_chunks(tmp_path, tokenizer):
         "folder": open_source(tmp_path / "texts"),
         "jsonl": open_source(tmp_path / "a.jsonl"),
         "parquet": open_source(tmp_path / "a.parquet"),
+        "rows": DatasetRows([{"text": text} for text in texts]),
         "datasets": DatasetRows(Dataset.from_dict({"text": texts})),
     }
     made = {
@@ -108,6 +110,55 @@ def test_every_kind_of_source_gives_the_same_chunks(tmp_path, tokenizer):
             assert rest == texts[start:], (name, start)
     assert made["jsonl"].document_names.to_pylist() == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:5", "a.jsonl:7"]
     assert made["parquet"].document_names.to_pylist() == [f"a.parquet:{n}" for n in range(4)]
+
+
+def test_one_file_of_text_is_one_document(tmp_path, tokenizer):
+    (tmp_path / "texts").mkdir()
+    for name in ("[a].txt", "a.txt"):
+        (tmp_path / "texts" / name).write_text("w1 w2")
+    corpus = tokenize_corpus(open_source(tmp_path / "texts" / "[a].txt"), tmp_path / "corpus", tokenizer)
+    assert corpus.document_names.to_pylist() == ["[a].txt"]
+    assert stored_documents(corpus) == [[2, 5, 6, 3]]
+
+
+def source_of(kind, folder, texts):
+    """The same names and sizes whatever the texts, if their lengths are the same."""
+    if kind == "rows":
+        return DatasetRows([{"text": text} for text in texts])
+    if kind == "folder":
+        folder.mkdir(exist_ok=True)
+        for number, text in enumerate(texts):
+            (folder / f"{number}.txt").write_text(text)
+            os.utime(folder / f"{number}.txt", (0, 0))
+        return open_source(folder)
+    path = folder.with_suffix(f".{kind}")
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    else:
+        pq.write_table(pa.table({"text": texts}), path, compression="none")
+    return open_source(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "parquet", "rows"])
+def test_a_text_changed_without_changing_size_or_time_is_noticed(tmp_path, tokenizer, kind):
+    folder = tmp_path / "source"
+    corpus = tokenize_corpus(source_of(kind, folder, ["w1 w2", "w3"]), tmp_path / "corpus", tokenizer)
+    before = corpus.manifest.content
+    for append in (False, True) if kind != "rows" else (False,):  # rows have no names; others may be appended
+        reason = "whose text has changed since" if kind != "rows" else "now given rows of 2"
+        with pytest.raises(ValueError, match=rf"holds {kind} of \d \(sha256 .*{reason}.*--overwrite"):
+            tokenize_corpus(source_of(kind, folder, ["w1 w9", "w3"]), corpus.folder, tokenizer, append=append)
+    again = tokenize_corpus(source_of(kind, folder, ["w1 w2", "w3"]), corpus.folder, tokenizer)
+    assert again.manifest.content == before
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_text(tmp_path, tokenizer):
+    source = source_of("folder", tmp_path / "source", ["w1 w2", "w3"])
+    with pytest.raises(Interrupted):
+        tokenize_corpus(BreakingSource(source, 1), tmp_path / "corpus", tokenizer)
+    changed = source_of("folder", tmp_path / "source", ["w1 w2", "w4"])
+    with pytest.raises(ValueError, match=r"was begun with other documents: folder of 2 \(sha256 \w{12}\), now given"):
+        tokenize_corpus(changed, tmp_path / "corpus", tokenizer)
 
 
 def test_files_come_in_the_order_of_their_names_as_bytes(tmp_path):
@@ -240,7 +291,7 @@ def test_wrong_input_is_refused_by_name(tmp_path, tokenizer, make_tokenizer):
     with pytest.raises(FileNotFoundError, match="`path` .*absent does not exist"):
         open_source(tmp_path / "absent")
     (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(ValueError, match=r"must be a folder, a \.jsonl or a \.parquet file, got .*a\.csv"):
+    with pytest.raises(ValueError, match=r"must be a folder, a \.txt, \.md, \.jsonl or \.parquet file, got .*a\.csv"):
         open_source(tmp_path / "a.csv")
     with pytest.raises(ValueError, match="`errors` must be one of .*'ignore'"):
         TextFolder(tmp_path, "*.csv", errors="ignore")

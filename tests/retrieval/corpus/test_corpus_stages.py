@@ -54,6 +54,19 @@ def test_rows_end_with_missing_ones_only_where_other_documents_hold_too_few(tmp_
     assert np.isinf(everything(corpus.distances)[:4, 1:]).all()
 
 
+def test_more_neighbours_than_any_chunk_could_have_are_refused_and_nothing_changes(tmp_path, build, corpus, digests):
+    ours = build(tmp_path / "ours", ["w1 w2 w3 " * 9, "w4 " * 20], until="neighbours")
+    before = digests(ours.folder)
+    most = len(ours) - 3  # the chunks of the shorter document have all others
+    with pytest.raises(ValueError, match=f"`num_neighbours` must be at most {most}, .*for any chunk, got {most + 1}"):
+        refresh_neighbours(ours.folder, most + 1)
+    with pytest.raises(ValueError, match=f"at most {len(corpus)}, as many as {corpus.folder} has"):
+        find_neighbours(ours.folder, len(corpus) + 1, database=corpus, overwrite=True)
+    assert digests(ours.folder) == before
+    with pytest.warns(UserWarning, match="some rows end with -1"):
+        assert refresh_neighbours(ours.folder, most).neighbours.shape == (len(ours), most)
+
+
 def test_a_single_document_has_no_neighbours_at_all(tmp_path, build):
     with pytest.raises(ValueError, match="has one document, so no chunk of another could be found; give `database`"):
         build(tmp_path, ["w1 " * 30], until="neighbours")
@@ -119,7 +132,7 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, build, embedder, digest
 
 
 def test_finished_stages_are_left_alone_and_say_so(tmp_path, build, embedder, caplog):
-    build(tmp_path, ["w1 w2", "w3"])
+    build(tmp_path, ["w1 w2", "w3", "w4", "w5"])
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     with caplog.at_level("INFO"):
         embed_corpus(tmp_path, embedder)
@@ -134,13 +147,13 @@ def test_finished_stages_are_left_alone_and_say_so(tmp_path, build, embedder, ca
 
 
 def test_another_embedder_is_refused_with_both_names(tmp_path, build, encoder_folder, embedder):
-    build(tmp_path, ["w1 w2", "w3"])
+    build(tmp_path, ["w1 w2", "w3", "w4", "w5"])
     other = ChunkEmbedder(encoder_folder, settings=EmbedderSettings("cls"))
     with pytest.raises(ValueError, match="`pooling` is 'cls', but stage 'embed' .* was run with 'mean'; .*overwrite"):
         embed_corpus(tmp_path, other)
     changed = ChunkEmbedder(encoder_folder)
     changed.model.embeddings.word_embeddings.weight.data[7] += 1
-    with pytest.raises(ValueError, match=r"`embedder` is \{'name'.*'sha256'.* was run with \{'name'.*'sha256'"):
+    with pytest.raises(ValueError, match=r"`embedder` is /.* sha256 \w{12}, but .* was run with /.* sha256 \w"):
         embed_corpus(tmp_path, changed)
     corpus = embed_corpus(tmp_path, changed, overwrite=True)
     assert not corpus.manifest.files_of("neighbours")
