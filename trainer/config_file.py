@@ -48,7 +48,8 @@ _BLOCKS: dict[str, Any] = {
 _OPTIONAL = ("memory", "retrieval", "graph", "adapter", "generation", "metrics")  # what `--no-block` can take away
 _METRICS_HINT = list[str | dict[str, Any]]
 # Stock fields that would do by another way what a block of ours does, or that must not stand in a file.
-_NOT_FOR_TRAINING = {"generation_config", "generation_max_length", "generation_num_beams", "hub_token", "local_rank"}
+_NOT_FOR_TRAINING = {"enable_jit_checkpoint", "generation_config", "generation_max_length", "generation_num_beams"}
+_NOT_FOR_TRAINING |= {"hub_token", "local_rank"}
 
 
 @cache

@@ -10,6 +10,7 @@ _TRANSFORMERS = {
     "adafactor": "`training.optim: adafactor`",
     "bf16_backend": "nothing: it chose apex",
     "do_sample": "`generation.do_sample`",
+    "enable_jit_checkpoint": "nothing: SIGTERM always ends training with a checkpoint",
     "evaluation_strategy": "`training.eval_strategy`",
     "fp16_backend": "nothing: it chose apex",
     "fp16_opt_level": "nothing: it belonged to apex",

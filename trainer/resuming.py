@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graft.trainer.callbacks import output_folder
 from graft.trainer.checkpoints import last_complete_checkpoint
@@ -18,6 +21,46 @@ from graft.trainer.trainer import GraftSeq2SeqTrainer
 logger = logging.getLogger(__name__)
 
 
+class EndsWhenTold(TrainerCallback):
+    """SIGTERM, sent before a machine is taken away, ends training behind the step it came in, with a checkpoint.
+
+    The stock's `enable_jit_checkpoint` saves in the middle of a step, whose random draws are then made twice: a run
+    that goes on from there is another one. And it forgets that it did.
+    """
+
+    told = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals are heard inside; only a process's main thread has handlers of them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._tell)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _tell(self, *_: Any) -> None:
+        logger.info("SIGTERM: this step is finished and saved.")
+        self.told = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop."""
+        if self.told:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The stock ends the epoch too, which is not over."""
+        if self.told:
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
 def train_or_go_on(trainer: GraftSeq2SeqTrainer, record: dict[str, Any], before: Mapping[str, Any]) -> bool:
     """Train, from the newest complete checkpoint if there is one; False if a signal stopped it half-way.
 
@@ -25,7 +68,7 @@ def train_or_go_on(trainer: GraftSeq2SeqTrainer, record: dict[str, Any], before:
     """
     if not trainer.args.do_train:
         return True
-    output = output_folder(trainer.args)
+    output, ends = output_folder(trainer.args), EndsWhenTold()
     if before.get("status") in ("trained", "complete") and _same_training(before, record):
         logger.info("%s has been trained already; its weights are evaluated.", output)
         trainer._load_from_checkpoint(str(output))
@@ -41,7 +84,9 @@ def train_or_go_on(trainer: GraftSeq2SeqTrainer, record: dict[str, Any], before:
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
             trainer._load_best_model()
     else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.add_callback(ends)
+        with ends.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     record["training"] = {
         "steps": trainer.state.global_step,
         "resumed_from": checkpoint.name if checkpoint is not None else None,
@@ -49,7 +94,7 @@ def train_or_go_on(trainer: GraftSeq2SeqTrainer, record: dict[str, Any], before:
         "best_step": trainer.state.best_global_step,
         "tokens_seen": trainer.state.num_input_tokens_seen,
     }
-    if _was_interrupted(trainer):
+    if ends.told:
         return False
     trainer.save_model()
     trainer.save_state()
@@ -80,8 +125,3 @@ def planned_steps(trainer: GraftSeq2SeqTrainer) -> int:
         return args.max_steps
     steps_per_epoch = max(math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps), 1)
     return math.ceil(args.num_train_epochs * steps_per_epoch)
-
-
-def _was_interrupted(trainer: GraftSeq2SeqTrainer) -> bool:
-    managers = [getattr(callback, "jit_manager", None) for callback in trainer.callback_handler.callbacks]
-    return any(manager is not None and manager.is_checkpoint_requested for manager in managers)

@@ -9,10 +9,9 @@ import logging
 import math
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -160,9 +159,6 @@ def training_arguments(configuration: RunConfiguration) -> Seq2SeqTrainingArgume
     given.setdefault("include_num_input_tokens_seen", "non_padding")
     given.setdefault("logging_steps", 10)
     given.setdefault("run_name", Path(given["output_dir"]).name)
-    if "enable_jit_checkpoint" in {field.name for field in fields(Seq2SeqTrainingArguments)}:
-        in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere signals have no handlers
-        given.setdefault("enable_jit_checkpoint", bool(given.get("do_train")) and in_main_thread)
     try:
         args = Seq2SeqTrainingArguments(**given)
     except (ValueError, TypeError, ImportError) as error:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import Seq2SeqTrainer
 
 from graft.scripts.run import main
+from graft.trainer.trainer import GraftSeq2SeqTrainer
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "run.py"
 OPTIONS = {"max_steps": 14, "save_steps": 3, "eval_strategy": "no", "do_train": True, "do_eval": True}
@@ -88,6 +90,29 @@ def test_what_was_trained_to_its_end_is_not_trained_again(make_run, tmp_path, lo
     record = json.loads((tmp_path / "again" / "run.json").read_text())
     assert (record["status"], record["training"]["steps"]) == ("complete", 14)
     assert_equal_runs(tmp_path / "again", tmp_path / "out", losses_of)
+
+
+def test_a_run_told_to_end_saves_stops_and_goes_on_from_there(make_run, tmp_path, losses_of, monkeypatch):
+    config = make_run("seq2seq", **OPTIONS | {"save_strategy": "no", "eval_strategy": "epoch"})
+    assert main([str(config)]) == 0
+    out, steps, before = tmp_path / "told", [], signal.getsignal(signal.SIGTERM)
+
+    def step(trainer, *arguments, **options):
+        steps.append(trainer.state.global_step)
+        if len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Seq2SeqTrainer.training_step(trainer, *arguments, **options)
+
+    monkeypatch.setattr(GraftSeq2SeqTrainer, "training_step", step, raising=False)
+    assert main([str(config), "--training.output_dir", str(out)]) == 143
+    record = json.loads((out / "run.json").read_text())
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (record["status"], len(steps)) == ("interrupted", 5)
+    assert "results" not in record
+    assert main(["--resume", str(out)]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["training"]["resumed_from"]) == ("complete", "checkpoint-5")
+    assert_equal_runs(out, tmp_path / "out", losses_of)
 
 
 @pytest.mark.slow

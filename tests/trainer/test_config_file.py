@@ -147,6 +147,7 @@ def test_a_wrong_name_type_or_value_is_told_in_one_line(write, overrides, messag
         ("model_name_or_path", "model.name"),
         ("unlimiformer_head_num", "memory.heads"),
         ("hub_token", "HF_TOKEN"),
+        ("enable_jit_checkpoint", "SIGTERM always"),
     ],
 )
 def test_an_old_name_is_answered_by_the_new_one_with_and_without_its_block(write, old, new):
