@@ -1,7 +1,8 @@
 """How fast a corpus is made and read, stage by stage, beside the original's way and the machine's limit.
 
 pip install --no-deps --target /tmp/original retro-pytorch==0.3.9 einops
-python benchmarks/retro_prepare.py --rounds 3 --original /tmp/original
+python scripts/prepare_smollm2.py
+python benchmarks/retro_prepare.py --rounds 3 --original /tmp/original --byte-level .cache/smollm2-135m-instruct
 
 RETRO-pytorch's own functions cut documents and give items; only the tokenizer is ours, as its own is fetched. Its
 search is written here from its description, a flat index asked for 103 neighbours and filtered afterwards, as its own
@@ -36,7 +37,7 @@ from graft.retrieval.corpus.neighbours import find_neighbours
 from graft.retrieval.corpus.packing import pack_sequences
 from graft.retrieval.corpus.retro_dataset import RetroDataset
 from graft.retrieval.corpus.threads import default_workers
-from graft.retrieval.corpus.tokenizers_of_corpora import BulkEncoder, encode_batch
+from graft.retrieval.corpus.tokenizers_of_corpora import BulkEncoder, encode_batch, load_tokenizer
 
 CHUNK, NEIGHBOURS, EXTRA, WIDTH = 64, 2, 100, 384
 
@@ -92,8 +93,7 @@ class TokenizerOfThen:
         return self.tokenizer(texts, verbose=False, **options)
 
 
-def tokenize_rows(texts: list[str], original: Any, rounds: int) -> list[dict[str, Any]]:
-    tokenizer = ChunkEmbedder(minilm_folder()).tokenizer
+def tokenize_rows(texts: list[str], tokenizer: Any, kind: str, original: Any, rounds: int) -> list[dict[str, Any]]:
     chunks = sum(-(-len(ids) // CHUNK) for ids in encode_batch(tokenizer, texts, True))
     original.TOKENIZER = TokenizerOfThen(tokenizer)
 
@@ -113,10 +113,10 @@ def tokenize_rows(texts: list[str], original: Any, rounds: int) -> list[dict[str
     }
     timed = Timed(calls, rounds)
     return [
-        timed.row("tokenize", "original: one document at a time, nothing stored", "original", chunks),
-        timed.row("tokenize", "ours: the whole stage, stored and checked", "ours", chunks),
-        timed.row("tokenize", "of that, texts to ids, words looked up", "words", chunks),
-        timed.row("tokenize", "texts to ids by the tokenizers library alone", "library", chunks),
+        timed.row("tokenize", "original: one document at a time, nothing stored", "original", chunks, tokenizer=kind),
+        timed.row("tokenize", "ours: the whole stage, stored and checked", "ours", chunks, tokenizer=kind),
+        timed.row("tokenize", "of that, texts to ids, words looked up", "words", chunks, tokenizer=kind),
+        timed.row("tokenize", "texts to ids by the tokenizers library alone", "library", chunks, tokenizer=kind),
     ]
 
 
@@ -240,12 +240,16 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=4.0, help="of text to tokenize")
     parser.add_argument("--chunks", type=int, default=60_000, help="to search among")
     parser.add_argument("--queries", type=int, default=4096)
+    parser.add_argument("--byte-level", type=Path, help="folder of a tokenizer, such as SmolLM2's")
     parser.add_argument("--original", type=Path, required=True, help="a folder that holds retro_pytorch and einops")
     given = parser.parse_args()
     retrieval, data = original_modules(given.original)
     about, began = machine(), time.monotonic()
     texts = documents(given.megabytes)
-    rows = tokenize_rows(texts, retrieval, given.rounds) + embed_rows(texts, gemm_limit(), given.rounds)
+    rows = tokenize_rows(texts, ChunkEmbedder(minilm_folder()).tokenizer, "WordPiece", retrieval, given.rounds)
+    if given.byte_level:
+        rows += tokenize_rows(texts, load_tokenizer(given.byte_level), "byte-level BPE", retrieval, given.rounds)
+    rows += embed_rows(texts, gemm_limit(), given.rounds)
     with tempfile.TemporaryDirectory() as folder:
         corpus = synthetic_corpus(Path(folder), given.chunks)
         rows += neighbour_rows(corpus, gemm_limit(), given.rounds, given.queries)

@@ -1,70 +1,64 @@
-"""Words to ids, each asked of the tokenizer once: WordPiece cuts a word the same way wherever it stands.
+"""Words to ids, each asked of the tokenizer once: its model cuts a word the same way wherever it stands.
 
-Nearly all the time of such a tokenizer goes into cleaning and splitting text, and into the same words again and again.
-Where text is ASCII, BERT's cleaning and splitting (Devlin et al. 2018, arXiv 1810.04805) are one regular expression:
-runs of letters and digits, each mark of punctuation alone, white space dropped. Other lines are the tokenizer's.
+Nearly all the time of a tokenizer goes into cleaning and splitting text, and into the same words again and again.
+ASCII text is therefore cut here, as `ascii_cutting` knows how, and words are looked up; other lines are left to it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import chain, groupby
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
-WORD_OR_MARK = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9 \t\n\r]")
-MOST_WORDS = 2**20
+from .ascii_cutting import AsciiCutting, ascii_cutting
+
+MOST_WORDS, LONGEST_WORD = 2**20, 64
 
 
 def word_memo(backend: Tokenizer, add_special_tokens: bool) -> WordMemo | None:
-    """A memo for WordPiece behind BERT's own cleaning and splitting; None for other tokenizers.
+    """A memo for a tokenizer whose cutting is known; None for others.
 
     Args:
         backend: neither cuts nor fills up.
         add_special_tokens: put around each text what the tokenizer puts there.
     """
-    if not (
-        isinstance(backend.model, models.WordPiece)
-        and isinstance(backend.normalizer, normalizers.BertNormalizer)
-        and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
-        and backend.token_to_id(backend.model.unk_token) is not None
-    ):
+    cutting = ascii_cutting(backend)
+    if cutting is None:
         return None
-    added = [token.content for token in backend.get_added_tokens_decoder().values()]
-    if not all(content.isascii() and content.split() == [content] for content in added):
-        return None  # cleaning could turn other text into them
-    memo = WordMemo(backend, added, add_special_tokens)
+    memo = WordMemo(backend, cutting, add_special_tokens)
     sample = "a b"
     expected = backend.encode(sample, add_special_tokens=add_special_tokens).ids
     return memo if memo.encode_batch([sample])[0].tolist() == expected else None
 
 
 class WordMemo(dict[str, tuple[int, ...]]):
-    """Words and marks of ASCII text to their ids; what is not there yet is asked of the tokenizer's model.
+    """Words of ASCII text to their ids; what is not there yet is asked of the tokenizer's model.
 
     Args:
-        backend, add_special_tokens: as `word_memo` takes them, which says whether the tokenizer is one to be served.
-        added: tokens that the tokenizer finds in raw text; text that holds one is left to it.
+        backend, add_special_tokens: as `word_memo` takes them.
+        cutting: the backend's.
     """
 
-    def __init__(self, backend: Tokenizer, added: list[str], add_special_tokens: bool) -> None:
+    def __init__(self, backend: Tokenizer, cutting: AsciiCutting, add_special_tokens: bool) -> None:
         super().__init__()
-        self._backend, self._model = backend, backend.model
-        self._lowercase: bool = backend.normalizer.lowercase
-        self._added = [content.lower() for content in added]
+        self._backend, self._model, self._cutting = backend, backend.model, cutting
+        self._added = [token.content.lower() for token in backend.get_added_tokens_decoder().values()]
+        self._beginnings = {content[:2] for content in self._added}  # few, where added tokens are hundreds
         word = backend.encode("a", add_special_tokens=False).ids
         text = backend.encode("a", add_special_tokens=add_special_tokens).ids
         at = next((at for at in range(len(text)) if text[at : at + len(word)] == word), 0)
         self._before, self._behind = np.asarray(text[:at]), np.asarray(text[at + len(word) :])
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        if not word.isprintable():
+        if not self._cutting.control and not word.isprintable():
             raise KeyError(word)  # BERT drops control characters inside words; such text is rare
+        ids = tuple(token.id for token in self._model.tokenize(word.translate(self._cutting.spelling)))
         if len(self) >= MOST_WORDS:
             self.clear()
-        ids = self[word] = tuple(token.id for token in self._model.tokenize(word))
+        if len(word) <= LONGEST_WORD:
+            self[word] = ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -76,20 +70,26 @@ class WordMemo(dict[str, tuple[int, ...]]):
         return [np.concatenate([self._before, *text, self._behind]).astype(np.int64, copy=False) for text in ids]
 
     def _parts(self, text: str) -> list[np.ndarray | str]:
-        """Ids of what can be looked up, in turn with the lines that are left to the tokenizer."""
+        """Ids of what can be looked up, in turn with what is left to the tokenizer: all of a text with added tokens,
+        lines that are not ASCII."""
+        if self._may_hold_added(text):
+            return [text]
         if (ids := self._looked_up(text)) is not None:
             return [ids]
-        runs = ["\n".join(lines) for _, lines in groupby(text.split("\n"), key=str.isascii)]
+        runs = ["".join(lines) for _, lines in groupby(self._cutting.seam.split(text), key=str.isascii)]
         return [run if (ids := self._looked_up(run)) is None else ids for run in runs]
+
+    def _may_hold_added(self, text: str) -> bool:
+        lower = text.lower()
+        return any(beginning in lower for beginning in self._beginnings) and any(
+            content in lower for content in self._added
+        )
 
     def _looked_up(self, text: str) -> np.ndarray | None:
         if not text.isascii():
             return None
-        lower = text.lower()
-        if any(content in lower for content in self._added):
-            return None
-        words = WORD_OR_MARK.findall(lower if self._lowercase else text)
         try:
+            words = self._cutting.words(text)
             return np.fromiter(chain.from_iterable(map(self.__getitem__, words)), dtype=np.int64)
         except KeyError:
             return None
