@@ -42,6 +42,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--chat", action="store_true", help="prefix and suffix from the tokenizer's chat template")
     parser.add_argument("--no-memory", action="store_true", help="the model as it is")
     parser.add_argument("--sources", type=int, default=3, help="passages to quote with each answer (default 3)")
+    parser.add_argument(
+        "--source-heads",
+        type=int,
+        default=2,
+        help="quote what so many heads of a decoder read that find what they are asked (default 2; 0: all heads)",
+    )
     parser.add_argument("--report", type=Path, metavar="PAGE", help="write a page that shows what was read")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     return parser.parse_known_args(argv)
@@ -65,7 +71,8 @@ def converse(given: argparse.Namespace, rest: Sequence[str]) -> None:
     questions = questions_in(given.questions) if given.questions else given.question
     documents = named_texts(given.prompt)
     memory, generation = options_of(rest)
-    texts = {name: getattr(given, name) for name in ("prefix", "suffix", "chat", "trust_remote_code", "sources")}
+    texts = {name: getattr(given, name) for name in ("prefix", "suffix", "chat", "trust_remote_code")}
+    texts |= {"sources": given.sources, "source_heads": given.source_heads}
     options: dict[str, Any] = {"memory": None if given.no_memory else memory, "generation": generation}
     request = Request(given.model, saved=given.load_memory, streams=True, **texts, **options)
     with Conversation(request) as conversation:
@@ -94,8 +101,9 @@ def check(given: argparse.Namespace) -> None:
         and (not given.save_memory.is_dir() or any(given.save_memory.iterdir()))
     ):
         raise ValueError(f"`--save-memory` {str(given.save_memory)!r} is there already: choose a new folder.")
-    if given.sources < 0:
-        raise ValueError(f"`--sources` must be at least 0, got {given.sources}.")
+    for name in ("sources", "source_heads"):
+        if getattr(given, name) < 0:
+            raise ValueError(f"`--{name.replace('_', '-')}` must be at least 0, got {getattr(given, name)}.")
 
 
 def answer_all(conversation: "Conversation", questions: Sequence[str], given: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from graft import atomic_files
 from graft.atomic_files import new_file, new_folder, read_manifest, sha256, write_json, write_manifest, write_text
 
 
@@ -95,8 +97,10 @@ def test_an_exception_while_filling_keeps_the_old_folder(tmp_path):
     assert os.listdir(tmp_path) == ["corpus"]
 
 
-def test_sha256_is_that_of_the_whole_content(tmp_path):
-    content = os.urandom(3_000_001)
+@pytest.mark.parametrize("size", [0, 1, 3 * mmap.PAGESIZE, 3 * mmap.PAGESIZE + 1])
+def test_sha256_is_that_of_the_whole_content(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(atomic_files, "MAPPED_BYTES", mmap.ALLOCATIONGRANULARITY)  # several pieces
+    content = os.urandom(size)
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 

@@ -24,7 +24,8 @@ from graft.atomic_files import new_folder, write_json
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.memory import DESCRIPTION_FILE, Memory
-from graft.modeling.unlimiformer.report import AttentionReport, Passage
+from graft.modeling.unlimiformer.report import AttentionReport, HeadPlace, Passage
+from graft.modeling.unlimiformer.retrieval_heads import retrieval_heads
 from graft.trainer.abilities import has_own_memory
 from graft.trainer.collators import padding_id
 from graft.trainer.configuration_error import ConfigurationError
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 DOCUMENTS_FILE = "documents.json"
 """Beside a saved memory: where each document lies in it, and the suffix of its questions."""
+STRETCHES, STRETCH = 12, 12
+"""Of a document, asked about itself, to tell which heads find; and the tokens of each."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Request:
         generation: fields of `GenerationConfig`.
         trust_remote_code: the model's own code may run.
         sources: passages to be quoted with each answer.
+        source_heads: whose reading they are: so many heads of a decoder that find what they are asked, 0 for all heads.
         streams: write answers to standard output while they are made.
     """
 
@@ -63,6 +67,7 @@ class Request:
     generation: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     sources: int = 0
+    source_heads: int = 2
     streams: bool = False
 
 
@@ -110,6 +115,7 @@ class Conversation:
         self._prefix, self._suffix = self._frame(request)
         self._documents: Sequence[NamedText] = ()
         self._read: _Read | None = None  # of all documents, without a question
+        self._heads: list[HeadPlace] | None = None
         self._reader: Any = None
         self._stack = ExitStack()
         if config is None:
@@ -207,11 +213,21 @@ class Conversation:
         text = self._generated(read.memory.inputs(local, record=report, max_new_tokens=new))
         if report is None or not report.steps:
             return Answer(text)
+        heads = self._heads_that_find(read.memory)
         if page is not None:
-            report.heatmap(self.tokenizer, page, answer=text)
-        since = 0 if local is None else local.shape[1] - 1
-        passages = report.passages(self.tokenizer, count=self._request.sources, since=since)
+            report.heatmap(self.tokenizer, page, answer=text, heads=heads)
+        since = 0 if local is None or heads else local.shape[1] - 1  # heads that find are led by the question
+        passages = report.passages(self.tokenizer, count=self._request.sources, since=since, heads=heads)
         return Answer(text, [self._source(passage, read) for passage in passages])
+
+    def _heads_that_find(self, memory: Memory) -> list[HeadPlace] | None:
+        """Those whose reading is quoted, told apart once; None for all, as in a document too short to ask them."""
+        count = self._request.source_heads
+        if self.is_encoder_decoder or not count or int(memory.lengths[0]) < STRETCHES * STRETCH:
+            return None
+        if self._heads is None:
+            self._heads = retrieval_heads(self.model, memory, count, STRETCHES, STRETCH)
+        return self._heads
 
     def _read_for(self, question: str) -> tuple[_Read | None, Tensor | None]:
         """What has been read to answer a question, None if nothing is remembered, and a decoder's local tokens."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..attachment import device_of
-from .families import model_shape
+from .families import memory_layers, model_shape
 from .memory import Memory
 from .report import AttentionReport, HeadPlace
 
@@ -67,5 +67,6 @@ def retrieval_heads(
         TypeError, ValueError: as `found_attention`.
     """
     shares = found_attention(model, memory, probes, tokens)
-    best = shares.flatten().topk(min(count, shares.numel())).indices.tolist()
-    return [divmod(place, shares.shape[1]) for place in best]
+    reading = memory.config.heads or range(shares.shape[1])
+    places = [(layer, head) for layer in memory_layers(memory.config, memory.model_config) for head in reading]
+    return sorted(places, key=lambda place: -float(shares[place]))[:count]

@@ -11,9 +11,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
+from graft.modeling.unlimiformer.report import AttentionReport
+from graft.modeling.unlimiformer.retrieval_heads import retrieval_heads
 from graft.scripts.generate import main
-from graft.trainer.conversation import Conversation
+from graft.trainer.conversation import Conversation, Request
 from graft.trainer.generation import ANSWER_TOKENS, with_limit
+from graft.trainer.named_texts import NamedText
 from graft.trainer.tokenisation import plain_ids
 
 OPTIONS = ["--max_new_tokens", "5", "--do_sample", "false", "--memory.window", "32", "--memory.keys_per_query", "8"]
@@ -139,7 +142,7 @@ def test_documents_of_a_folder_are_read_one_behind_the_other_and_sources_lie_whe
 ):
     make_run("causal")
     folder = str(tmp_path / "model")
-    assert main([folder, "--prompt", str(library), "--question", "Who?", *OPTIONS, "--sources", "40"]) == 0
+    assert main([folder, "--prompt", str(library), "--question", "Who?", *OPTIONS, "--sources", "40", "--source-heads", "0"]) == 0
     found, errors = capsys.readouterr()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     first, second, question = plain_ids(tokenizer, [DOCUMENT, "\n\n" + OTHER, "\n\nWho?"])
@@ -154,6 +157,35 @@ def test_documents_of_a_folder_are_read_one_behind_the_other_and_sources_lie_whe
     for name, start, end, text in sources:
         expected = tokenizer.decode(documents[name][int(start.replace(",", "")) : int(end.replace(",", ""))])
         assert text == repr(expected)[1:-1]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_sources_are_what_the_heads_that_find_read_for_question_and_answer(make_run, tmp_path, count):
+    make_run("causal")
+    options = {"memory": {"window": 32, "keys_per_query": 8}, "generation": {"max_new_tokens": 5, "do_sample": False}}
+    with Conversation(Request(str(tmp_path / "model"), sources=4, source_heads=count, **options)) as conversation:
+        conversation.give([NamedText("book", DOCUMENT)])
+        answers = [conversation.ask(question) for question in ("Who?", "Where?")]
+        read, tokenizer = conversation._all_read(), conversation.tokenizer
+        heads = retrieval_heads(conversation.model, read.memory, count)
+        assert conversation._heads == heads  # told apart once, for all questions
+        report = AttentionReport()
+        asked = torch.tensor(plain_ids(tokenizer, ["\n\nWhere?"]))
+        conversation.model.generate(**read.memory.inputs(asked, record=report), **options["generation"])
+        expected = report.passages(tokenizer, count=4, heads=heads)
+    assert [source.share for source in answers[1].sources] == pytest.approx([passage.share for passage in expected])
+    begin = read.places[0].start
+    assert [source.end for source in answers[1].sources] == [passage.end - begin for passage in expected]
+
+
+def test_a_document_too_short_to_tell_heads_apart_is_quoted_as_all_heads_read_it(make_run, tmp_path, capsys):
+    make_run("causal")
+    sources = []
+    for heads in ("2", "0"):
+        options = ["--prompt", DOCUMENT[:200], "--question", "Who?", *OPTIONS, "--source-heads", heads]
+        assert main([str(tmp_path / "model"), *options]) == 0
+        sources.append(SOURCE.findall(capsys.readouterr().err))
+    assert sources[0] == sources[1] != []
 
 
 def test_sources_of_an_encoder_decoder_lie_where_they_are_said_to(make_run, tmp_path, library, capsys):
@@ -294,6 +326,7 @@ def test_a_memory_is_kept_without_any_question(make_run, tmp_path, capsys):
         (["--load-memory", "EMPTY", "--no-memory"], "--load-memory.*--no-memory"),
         (["--load-memory", "EMPTY", "--memory.window", "8"], "leave out"),
         (["--prompt", "a text", "--sources", "-1"], "`--sources` must be at least 0, got -1"),
+        (["--prompt", "a text", "--source-heads", "-1"], "`--source-heads` must be at least 0, got -1"),
     ],
 )
 def test_bad_inputs_are_refused_in_one_line_before_the_model_is_looked_for(tmp_path, capsys, options, message):

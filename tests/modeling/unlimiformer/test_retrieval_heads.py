@@ -101,3 +101,11 @@ def test_what_cannot_be_asked_is_refused(tiny):
         memory = unlimited.remember(tiny.ids(1, 100))
         with pytest.raises(TypeError, match="encoder-decoder"):
             unlimited.retrieval_heads(memory)
+
+
+def test_only_heads_that_read_the_memory_are_named_however_many_are_asked_for(tiny):
+    model = tiny.model("llama")
+    options = {"first_layer": 1, "heads": [0, 2]}
+    with unlimiform(model, UnlimiformerConfig(window=16, keys_per_query=8, **options)) as unlimited:
+        found = unlimited.retrieval_heads(unlimited.remember(tiny.ids(1, 60)), count=99, probes=2, tokens=5)
+    assert sorted(found) == [(layer, head) for layer in range(1, model.config.num_hidden_layers) for head in (0, 2)]
