@@ -54,7 +54,7 @@ class Request:
         generation: fields of `GenerationConfig`.
         trust_remote_code: the model's own code may run.
         sources: passages to be quoted with each answer.
-        source_heads: whose reading they are: so many heads of a decoder that find what they are asked, 0 for all heads.
+        source_heads: so many heads of a decoder that find what they are asked say which; 0 for all heads.
         streams: write answers to standard output while they are made.
     """
 

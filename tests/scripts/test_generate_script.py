@@ -142,7 +142,23 @@ def test_documents_of_a_folder_are_read_one_behind_the_other_and_sources_lie_whe
 ):
     make_run("causal")
     folder = str(tmp_path / "model")
-    assert main([folder, "--prompt", str(library), "--question", "Who?", *OPTIONS, "--sources", "40", "--source-heads", "0"]) == 0
+    assert (
+        main(
+            [
+                folder,
+                "--prompt",
+                str(library),
+                "--question",
+                "Who?",
+                *OPTIONS,
+                "--sources",
+                "40",
+                "--source-heads",
+                "0",
+            ]
+        )
+        == 0
+    )
     found, errors = capsys.readouterr()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     first, second, question = plain_ids(tokenizer, [DOCUMENT, "\n\n" + OTHER, "\n\nWho?"])
