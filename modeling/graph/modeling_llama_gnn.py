@@ -232,6 +232,10 @@ class LlamaForCausalLMWithGNN(SavesItsCode, LlamaGNNPreTrainedModel, LlamaForCau
     """
 
     auto_classes = ("AutoModelForCausalLM",)
+    lora_target_modules = (  # of Llama, of PNA and of the sparse network; a name that a variant lacks is passed over
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("aggregate_up", "aggregate_down", "map_in", "map_out", "up", "down"),
+    )
 
     def __init__(self, config: LlamaGNNConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)

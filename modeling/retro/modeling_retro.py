@@ -275,6 +275,7 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
     """RETRO with a language-modelling head: a loss by blocks, and `generate(retriever=...)`."""
 
     auto_classes = ("AutoModelForCausalLM",)
+    lora_target_modules = ("query_key_value", "query", "key_value", "output", "up", "down")  # all but ids to vectors
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: RetroConfig) -> None:

@@ -6,13 +6,13 @@ from itertools import permutations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_decoders import tiny_decoder
 
 import graft.registration  # noqa: F401  (PEFT knows our adapters then)
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
-from graft.modeling.retro.retrofit import retrofit
+from graft.modeling.retro.retrofit import RetroFit, retrofit
 from graft.modeling.retro.retrofit_config import RetroFitConfig
 from graft.modeling.unlimiformer.attach import unlimiform
 
@@ -215,6 +215,27 @@ def test_adapters_trained_between_evaluations_with_memory_leave_the_base_bit_for
     assert torch.equal(logits, grafted.before[0])
     assert all(torch.equal(weights[name], before) for name, before in grafted.before[1].items())
     assert hooks == {}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_adapters_saved_alone_and_loaded_together_give_the_logits_of_those_attached_together(family, tmp_path):
+    document, question = random_ids(2, 40, seed=1), random_ids(2, 9, seed=2)
+    together = Grafted(family, ["lora", "graph", "retrofit", "memory"])
+    for name, attach in (("lora", "default"), ("graph", "graph"), ("retrofit", None)):
+        alone = Grafted(family, [name])
+        alone.handles[name].save_pretrained(tmp_path / name)
+        assert (tmp_path / name / (attach if attach == "graph" else "") / "adapter_model.safetensors").is_file()
+    loaded = Grafted(family, [])
+    PeftModel.from_pretrained(loaded.model, tmp_path / "lora")
+    PeftModel.from_pretrained(loaded.model, tmp_path / "graph" / "graph", adapter_name="graph")
+    loaded.handles["retrofit"] = RetroFit.from_pretrained(loaded.model, tmp_path / "retrofit")
+    loaded.handles["memory"] = loaded.attach_memory()
+    with torch.no_grad():
+        expected = together.model(**together.inputs(document, question)).logits
+        found = loaded.model.eval()(**loaded.inputs(document, question)).logits
+        base = build(family)(question).logits
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(found, base, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["memory", "retrofit"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from stranger import program_without, run_program, snippet_of
 from transformers import AutoModelForCausalLM
 
@@ -53,9 +55,10 @@ def make_config(corpora, tmp_path):
     return write
 
 
-def naive_loss(folder, corpus, neighbours: bool) -> float:
-    """Mean loss of all rows, one by one."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+def naive_loss(model, corpus, neighbours: bool) -> float:
+    """Mean loss of all rows, one by one, of a model or of the one in a folder."""
+    if isinstance(model, Path):
+        model = AutoModelForCausalLM.from_pretrained(model).eval()
     rows, sums, count = RetroDataset(corpus), 0.0, 0
     for number in range(len(rows)):
         batch = DataCollatorForRetro(corpus.pad_token_id)([rows[number]])
@@ -154,6 +157,41 @@ def test_a_finished_run_is_evaluated_without_training_rows(make_config, tmp_path
     results = json.loads((tmp_path / "scored" / "run.json").read_text())["results"]
     for view in VIEWS:
         assert results[f"eval_{view}_loss"] == pytest.approx(before[f"eval_{view}_loss"], rel=1e-5)
+
+
+def test_a_lora_on_a_trained_retro_learns_alone_goes_on_after_a_kill_and_loads_where_graft_is_absent(
+    make_config, held_out, tmp_path, losses_of, interrupt
+):
+    assert main([make_config(), "--training.max_steps", "1", "--training.save_steps", "1"]) == 0
+    base = (tmp_path / "out").rename(tmp_path / "base")
+    blocks = json.loads(Path(make_config()).read_text())
+    blocks |= {"model": {"task": "causal", "name": str(base)}, "adapter": {"type": "lora", "r": 2}}
+    config = tmp_path / "lora.json"
+    config.write_text(json.dumps(blocks))
+    assert main([str(config)]) == 0
+    out = tmp_path / "out"
+    record, whole = json.loads((out / "run.json").read_text()), losses_of(out)
+    saved = load_file(out / "adapter_model.safetensors")
+    assert record["parameters"]["trained"] == sum(weight.numel() for weight in saved.values())
+    assert any("cross_attention" in name for name in saved)  # also the maps that read neighbours
+    assert not (out / "model.safetensors").exists()
+    loaded = AutoPeftModelForCausalLM.from_pretrained(out).eval()
+    for view, neighbours in (("retrieved", True), ("without", False)):
+        expected = naive_loss(loaded, held_out, neighbours)
+        assert record["results"][f"eval_{view}_loss"] == pytest.approx(expected, rel=1e-4)
+    assert not torch.allclose(
+        torch.tensor(naive_loss(base, held_out, True)), torch.tensor(naive_loss(loaded, held_out, True)), atol=1e-4
+    )
+    run_program(program_without("graft") + snippet_of((out / "README.md").read_text()))
+    interrupt(out)
+    assert main(["--resume", str(out)]) == 0
+    assert losses_of(out) == whole
+
+
+def test_a_lora_on_random_weights_is_refused(make_config, capsys):
+    """The saved adapter would lack its base."""
+    assert main([make_config(adapter={"r": 2})]) == 2
+    assert "`adapter` needs a base with weights, but `model.from_config` starts from random" in capsys.readouterr().err
 
 
 def test_rows_are_chosen_in_order_or_drawn(corpora, make_config):
