@@ -15,8 +15,12 @@ from transformers import PreTrainedModel
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import Unlimited, unlimiform
 from graft.retrieval.datastore import Datastore
+from graft.trainer.document_chunks import chunk_dataset
 
 logger = logging.getLogger(__name__)
+
+chunk_dataset_function = chunk_dataset
+"""Beside `chunk_size` and `capture_raw_text` it wants the tokenizer, since it cuts texts and not tokens."""
 
 DatastoreBatch = Datastore
 """One store holds one example; a memory of several documents is one object (`unlimited.remember(input_ids)`)."""

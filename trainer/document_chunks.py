@@ -6,6 +6,7 @@ chunk_overlap` tokens later. What is captured with it (text, span, offsets) is w
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,16 +64,20 @@ def chunk_dataset(
 ) -> Any:
     """Cut each document into chunks of `chunk_size` tokens at most; the rows keep the order of the documents.
 
+    In several processes: `rows.map(chunk_dataset, batched=True, num_proc=4, remove_columns=rows.column_names,
+    fn_kwargs={"tokenizer": tokenizer, "chunk_size": 512})`.
+
     A row is special tokens, the prefix, a chunk, special tokens. Other columns than source and prefix are copied to
-    each row. New are input_ids, attention_mask, length, document_id (the column `id`, else the row's number, as text),
-    chunk_index, chunk_count, and dropped_tokens: how many tokens at the document's end `min_chunk_tokens` left out.
+    each row. New are input_ids, attention_mask, length, document_id, chunk_index, chunk_count, and dropped_tokens: how
+    many tokens at the document's end `min_chunk_tokens` left out. The document_id is the column `id`, as text; without
+    one it is a row's number in a Dataset, and a hash of the text in a batch, which does not know where it stands.
 
     With `capture_raw_text` also raw_text_chunks, chunk_start, chunk_end (characters of the source) and token_offsets
     ((start, end) in the source per token, (-1, -1) for prefix and special tokens). Without overlap the texts tile the
     source character for character, up to a tail left out. A character that two tokens share goes to the later chunk.
 
     Args:
-        examples: a Dataset, or a batch as `Dataset.map(chunk_dataset, batched=True)` gives it.
+        examples: a Dataset, or a batch of one.
         chunk_overlap: in [0, body) tokens, where `body = chunk_size - special tokens - prefix`.
 
     Returns:
@@ -80,7 +85,8 @@ def chunk_dataset(
 
     Raises:
         ValueError: `chunk_size` leaves no room, `chunk_overlap` is out of range, a column is missing, a document would
-            give a row without any token, or `capture_raw_text` is asked of a tokenizer without offsets.
+            give a row without any token, `capture_raw_text` is asked of a tokenizer without offsets, or a single
+            example is given.
     """
     rules = ChunkRules(chunk_size, chunk_overlap, min_chunk_tokens, capture_raw_text)
     columns = list(examples.column_names) if isinstance(examples, Dataset) else list(examples)
@@ -88,7 +94,10 @@ def chunk_dataset(
         raise ValueError(f"There is no column {missing[0]!r}; there are {', '.join(columns)}.")
     names = (source_column, prefix_column)
     if not isinstance(examples, Dataset):
-        return _chunk_batch(examples, list(range(len(examples[source_column]))), tokenizer, rules, names)
+        if isinstance(examples[source_column], str):
+            raise ValueError("A document becomes several rows, so `Dataset.map` needs `batched=True`.")
+        hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in examples[source_column]]
+        return _chunk_batch(examples, hashes, tokenizer, rules, names)
     chunked = examples.map(
         _chunk_batch,
         batched=True,
@@ -107,7 +116,7 @@ def chunk_dataset(
 
 def _chunk_batch(
     batch: Mapping[str, list[Any]],
-    indices: Sequence[int],
+    indices: Sequence[int | str],
     tokenizer: PreTrainedTokenizerBase,
     rules: ChunkRules,
     names: tuple[str, str | None],

@@ -49,6 +49,7 @@ _PUBLIC = {
     "UnlimiformerQwen3ForCausalLM": "graft.modeling.unlimiformer.modeling_unlimiformer_qwen3",
     "UnlimiformerT5Config": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerT5ForConditionalGeneration": "graft.modeling.unlimiformer.modeling_unlimiformer_t5",
+    "chunk_dataset": "graft.trainer.document_chunks",
     "estimate_memory": "graft.modeling.unlimiformer.memory_size",
     "retrofit": "graft.modeling.retro.retrofit",
     "unlimiform": "graft.modeling.unlimiformer.attach",
@@ -126,6 +127,7 @@ if TYPE_CHECKING:
     from graft.retrieval.corpus.embedder import ChunkEmbedder as ChunkEmbedder
     from graft.retrieval.corpus.retro_collator import DataCollatorForRetro as DataCollatorForRetro
     from graft.retrieval.corpus.retro_dataset import RetroDataset as RetroDataset
+    from graft.trainer.document_chunks import chunk_dataset as chunk_dataset
     from graft.trainer.retro_trainer import RetroTrainer as RetroTrainer
     from graft.trainer.trainer import GraftSeq2SeqTrainer as GraftSeq2SeqTrainer
     from graft.trainer.trainer import GraftTrainer as GraftTrainer

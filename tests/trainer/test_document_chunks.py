@@ -7,6 +7,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graft.compat.unlimiformer import chunk_dataset_function
 from graft.trainer.block_rules import check_blocks
 from graft.trainer.config_file import from_dict
 from graft.trainer.configuration_error import ConfigurationError
@@ -109,7 +110,6 @@ def test_the_originals_rows_but_for_the_only_chunk(word_tokenizer_ids, tokenizer
     long, short = word_tokenizer_ids
     rows = chunk_dataset({"source": [long, short]}, tokenizers["word_piece"], 16)
     assert rows["length"] == [16, 7]
-    assert rows["document_id"] == ["0", "1"]
     assert rows["dropped_tokens"] == [9, 0]
 
 
@@ -131,6 +131,20 @@ def test_a_dataset_is_numbered_through_and_its_lost_tails_are_counted(tokenizers
     assert "source" not in chunks.column_names
     named = chunk_dataset(Dataset.from_list([{"source": "cat", "id": "a"}]), tokenizers["word_piece"], 4)
     assert list(named["document_id"]) == ["a"]
+
+
+def test_processes_cut_as_one_does_and_tell_the_documents_apart(byte_tokenizer):
+    raw = Dataset.from_dict({"source": [f"cat {i} " * 20 for i in range(12)], "topic": list("abcdefghijkl")})
+    given = {"tokenizer": byte_tokenizer, "chunk_size": 24, "capture_raw_text": True}
+    expected = chunk_dataset(raw, **given)
+    mapping = {"batched": True, "batch_size": 4, "num_proc": 2, "remove_columns": raw.column_names}
+    mapped = raw.map(chunk_dataset_function, **mapping, fn_kwargs=given)
+    for name in set(expected.column_names) - {"document_id"}:
+        assert list(mapped[name]) == list(expected[name]), name
+    groups = [dict.fromkeys(zip(rows["document_id"], rows["topic"], strict=True)) for rows in (mapped, expected)]
+    assert len(groups[0]) == len({name for name, _ in groups[0]}) == len(groups[1]) == 12
+    with pytest.raises(ValueError, match="needs `batched=True`"):
+        raw.map(chunk_dataset, fn_kwargs=given)
 
 
 class SlowTokenizer:
