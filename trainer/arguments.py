@@ -77,6 +77,7 @@ class DataArguments:
         splits: our name of a split -> its name in `dataset`, where they differ.
         source_column, target_column, prefix_column, id_column: columns; None means there is none. A target may be a
             list of references: the first one trains, all of them score. Without an id the row number is used.
+        train_on_all_references: a training row with several references becomes a row for each of them.
         messages_column: a column of chat messages instead of source and target; the last message of the assistant is
             the target, the chat template makes the prompt. Causal only.
         source_prefix: fixed text before every source.
@@ -125,6 +126,7 @@ class DataArguments:
     target_column: str | None = "target"
     prefix_column: str | None = None
     id_column: str | None = None
+    train_on_all_references: bool = False
     messages_column: str | None = None
     source_prefix: str = ""
     source_suffix: str = ""

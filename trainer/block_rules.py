@@ -105,6 +105,15 @@ def _check_data(configuration: RunConfiguration) -> None:
         raise ConfigurationError("`data.messages_column` is for `model.task` 'causal', got 'seq2seq'.")
     if model.task == "seq2seq" and data.target_column is None:
         raise ConfigurationError("`data.target_column` is null, but `model.task` 'seq2seq' has nothing to learn then.")
+    if data.train_on_all_references and (data.target_column is None or data.messages_column is not None):
+        raise ConfigurationError(
+            "`data.train_on_all_references` would do nothing: it is for a `data.target_column` of lists of texts."
+        )
+    if data.train_on_all_references and data.capture_raw_text:
+        raise ConfigurationError(
+            "`data.train_on_all_references` and `data.capture_raw_text` exclude each other: each text would be "
+            "written once for each of its references."
+        )
     fixed = ("source_prefix", "source_suffix", "prefix_column")
     if not has_target(configuration) and (given := [name for name in fixed if getattr(data, name)]):
         raise ConfigurationError(f"`data.{given[0]}` is for rows with a target, but `data.target_column` is null.")

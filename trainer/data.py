@@ -32,7 +32,7 @@ from graft.trainer.document_chunks import (
 from graft.trainer.oracle_sentences import oracle_sources
 from graft.trainer.packed_rows import packed_rows
 from graft.trainer.rows import ColumnSettings, check_columns, merged_duplicates, standard_rows
-from graft.trainer.splits import load_splits, rows_during_training
+from graft.trainer.splits import load_splits, not_utf8, rows_during_training
 from graft.trainer.tokenisation import TokenSettings
 
 logger = logging.getLogger(__name__)
@@ -113,13 +113,17 @@ def _standard(rows: Dataset, configuration: RunConfiguration, split: str) -> Dat
         messages=data.messages_column,
         skips_empty_target=data.on_empty_target == "skip",
         keeps_references=split != "train",
+        repeats_references=split == "train" and data.train_on_all_references,
     )
     check_columns(rows.column_names, settings)
     # One process: it is quick, and a row that is refused in a pool of processes can leave the pool waiting for ever.
     mapping = _Mapping(None, data.overwrite_cache)
     options = {"with_indices": True, "remove_columns": rows.column_names, "fn_kwargs": {"settings": settings}}
-    standard = mapping(rows, standard_rows, repr(settings), desc=f"Reading {split}", **options)
-    if len(standard) < len(rows):
+    try:
+        standard = mapping(rows, standard_rows, repr(settings), desc=f"Reading {split}", **options)
+    except UnicodeDecodeError as error:
+        raise not_utf8(data, split, error) from error
+    if len(standard) < len(rows) and not settings.repeats_references:
         logger.info("%s: %d rows without a target are left out.", split, len(rows) - len(standard))
     if split != "train" and data.merge_duplicates and data.id_column and len(set(standard["id"])) < len(standard):
         standard = _without_duplicates(standard, split)

@@ -20,6 +20,7 @@ class ColumnSettings:
         source, target, prefix, id, messages: columns, None for none; `messages` replaces source and target.
         skips_empty_target: leave rows without a target out instead of refusing them.
         keeps_references: also give all targets of a row as the column `references`.
+        repeats_references: a row for each target, one behind the other, instead of the first target alone.
     """
 
     split: str
@@ -30,6 +31,7 @@ class ColumnSettings:
     messages: str | None = None
     skips_empty_target: bool = False
     keeps_references: bool = False
+    repeats_references: bool = False
 
     def needed(self) -> list[str]:
         """The columns a split must have."""
@@ -100,8 +102,11 @@ def standard_rows(batch: Batch, indices: list[int], settings: ColumnSettings) ->
                 raise ConfigurationError(
                     f"{where} has an empty target in {column!r}; `data.on_empty_target: skip` leaves such rows out."
                 )
-            row |= {"target": references[0]} | ({"references": references} if settings.keeps_references else {})
-        rows.append(row)
+            row |= {"references": references} if settings.keeps_references else {}
+            trained = references if settings.repeats_references else references[:1]
+            rows += [row | {"target": reference} for reference in trained]
+        else:
+            rows.append(row)
     names = ["id", "messages" if settings.messages else "source"]
     names += ["prefix"] if settings.prefix else []
     names += ["target"] if settings.target else []

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from graft.trainer.arguments import DataArguments, RetrievalArguments
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.corpus_rows import load_corpora
+from graft.trainer.unreadable_files import first_fault, reason_of
 
 SPLITS = ("train", "validation", "test")
 _READERS = {
@@ -46,12 +47,23 @@ def _load_files(split: str, patterns: str | list[str]) -> Dataset:
             f"{', '.join(suffix or 'no suffix' for suffix in suffixes)}."
         )
     reader = _READERS[suffixes[0]]
-    options = {"sample_by": "document"} if reader == "text" else {}  # a row per file, not per line
     try:
-        return load_dataset(reader, data_files={split: files}, split=split, **options)
+        return _read(reader, split, files)
     except Exception as error:  # what pandas, pyarrow and datasets raise for broken files has no common class
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ConfigurationError(f"`data.{split}` cannot be read as {reader}: {reason}") from error
+        fault = first_fault(files, lambda file: _read(reader, split, [file]).column_names) or reason_of(error)
+        raise ConfigurationError(f"`data.{split}` cannot be read as {reader}: {fault}.") from error
+
+
+def _read(reader: str, split: str, files: list[str]) -> Dataset:
+    options = {"sample_by": "document"} if reader == "text" else {}  # a row per file, not per line
+    return load_dataset(reader, data_files={split: files}, split=split, **options)
+
+
+def not_utf8(data: DataArguments, split: str, error: UnicodeDecodeError) -> ConfigurationError:
+    """What to raise for text that is no UTF-8, which shows only when its row is read: it names file and line."""
+    files = _files(split, patterns) if (patterns := getattr(data, split)) else []
+    fault = first_fault(files, lambda file: _load_files(split, [file]).column_names)
+    return ConfigurationError(f"The split {split} holds text that is no UTF-8: {fault or error}.")
 
 
 def _load_named(data: DataArguments) -> dict[str, Dataset]:

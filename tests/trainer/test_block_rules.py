@@ -32,6 +32,14 @@ def changed(blocks, **changes):
             {"model": {"task": "causal"}, "data": {"target_column": None, "source_suffix": "?"}},
             "`data.source_suffix` is for rows with a target",
         ),
+        (
+            {"model": {"task": "causal"}, "data": {"target_column": None, "train_on_all_references": True}},
+            "`data.train_on_all_references` would do nothing",
+        ),
+        (
+            {"data": {"train_view": "chunked", "capture_raw_text": True, "train_on_all_references": True}},
+            "`data.train_on_all_references` and `data.capture_raw_text` exclude each other",
+        ),
         ({"model": {"attn_implementation": "someone/kernel"}}, "names a repository of code and is refused"),
         ({"data": {"eval_views": ["full"]}}, "there is no block `memory`: add it"),
         (

@@ -44,6 +44,7 @@ def rows_of(split, count):
             "other": f"another {split} text {n}",
             "target": f"cat {n} reads, then answers",
             "short": f"dog {n}",
+            "several": [f"cat {n}", f"dog {n}"],
             "question": f"who reads text {n}?",
             "messages": [{"role": "user", "content": f"who {n}"}, {"role": "assistant", "content": f"cat {n}"}],
         }
@@ -239,6 +240,7 @@ DATA = {
     "prefix_column": ({}, "question"),
     "id_column": ({}, None),
     "messages_column": ({}, "messages", True),
+    "train_on_all_references": ({"target_column": "several"}, True),
     "source_prefix": ({}, "Read: "),
     "source_suffix": ({}, " Answer:"),
     "max_source_length": ({}, 8),

@@ -58,3 +58,14 @@ def test_duplicates_keep_the_first_row_and_every_different_reference():
     rows, references = merged_duplicates(["a", "b", "a", "a"], [["x"], ["y"], ["z", "x"], ["x"]])
     assert rows == [0, 1]
     assert references == [["x", "z"], ["y"]]
+
+
+def test_each_reference_trains_a_row_of_its_own_where_that_is_asked_for():
+    settings = ColumnSettings(split="train", id="key", prefix="ask", repeats_references=True, skips_empty_target=True)
+    batch = {"key": ["a", "b", "c"], "source": ["x", "y", "z"], "ask": ["?", "!", ""]}
+    batch["target"] = [["one", "", "two"], [], "three"]
+    rows = standard_rows(batch, [0, 1, 2], settings)
+    assert rows["id"] == ["a", "a", "c"]
+    assert rows["source"] == ["x", "x", "z"]
+    assert rows["prefix"] == ["?", "?", ""]
+    assert rows["target"] == ["one", "two", "three"]

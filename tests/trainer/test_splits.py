@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from graft.trainer.arguments import DataArguments
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.data import prepare_training
 from graft.trainer.splits import load_splits, rows_during_training
 
 ROWS = [{"source": f"text {i}", "target": f"summary {i}"} for i in range(10)]
@@ -116,3 +117,29 @@ def test_missing_mixed_unknown_broken_and_empty_files_are_refused(folder):
             load_splits(DataArguments(train=str(folder / pattern)))
     with pytest.raises(ConfigurationError, match="The split test has no rows"):
         load_splits(DataArguments(test=str(folder / "rows.jsonl"), test_slice=[50, None]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("b.jsonl", b'{"source": "x"}\n{"source": broken\n', r"b.jsonl, line 2, column 12: Expecting value"),
+        ("b.jsonl", b'{"source": "x"}\n5\n', "b.jsonl, line 2: a row must be an object with columns, got 5"),
+        ("b.jsonl", b'{"other": "x"}\n', "b.jsonl has the columns other, but .*a.jsonl has source"),
+        ("b.json", b'[{"source": "x"},\n {"source" 3}]', "b.json, line 2, column 12: Expecting ':' delimiter"),
+        ("b.csv", b"source\nx,y\nz,y,z\n", r"b.csv: .*line 3"),
+    ],
+)
+def test_the_file_and_the_line_that_cannot_be_read_are_named(tmp_path, name, content, message):
+    first = {".csv": "source\nx\n"}.get(name[-4:], '{"source": "x"}\n')
+    (tmp_path / f"a.{name.partition('.')[2]}").write_text(first)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_splits(DataArguments(train=str(tmp_path / f"*.{name.partition('.')[2]}")))
+    assert "{'" not in str(caught.value)
+
+
+def test_text_that_is_no_utf8_is_named_with_its_line(tmp_path, configure, byte_tokenizer):
+    (tmp_path / "a.jsonl").write_bytes(b'{"source": "x", "target": "y"}\n{"source": "\xff", "target": "y"}\n')
+    configuration = configure(train=str(tmp_path / "a.jsonl"), validation=None)
+    with pytest.raises(ConfigurationError, match="The split train holds text that is no UTF-8: .*a.jsonl, line 2: "):
+        prepare_training(load_splits(configuration.data)["train"], byte_tokenizer, configuration, 64)
