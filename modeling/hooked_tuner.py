@@ -109,7 +109,8 @@ class HookedTuner(BaseTuner):
         return self._modules[self.home]  # type: ignore[return-value]
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(f"{self.method} replaces no module of its base.")  # `inject_adapter` never asks
+        """Abstract in PEFT, whose own `inject_adapter` calls it for each module it replaces."""
+        raise TypeError(f"{self.method} replaces no module of its base.")
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Use another adapter.

@@ -86,12 +86,6 @@ def read_index(path: Path, mapped: bool) -> Any:
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
 
 
-def is_inverted(index: Any) -> bool:
-    """Whether the index searches inverted lists, so that `nprobe` means something."""
-    faiss = import_faiss()
-    return faiss.try_extract_index_ivf(index) is not None
-
-
 def search_index(
     index: Any, queries: np.ndarray, k: int, exclude: np.ndarray | None, options: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graft.atomic_files import new_folder
 from graft.scripts.exit_codes import exit_code
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="graft-query-cost", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
-    parser.add_argument("model", help="folder or id of a QueryGraphForCostEstimation; written by --train")
+    parser.add_argument("model", help="folder or id of a QueryGraphForCostEstimation; a new folder for --train")
     parser.add_argument("database", nargs="?", type=Path, help="a DuckDB file, opened for reading only")
     parser.add_argument("--sql", help="the query")
     parser.add_argument("--picture", type=Path, help="draw the plan here (png, svg or pdf)")
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(given: argparse.Namespace) -> None:
-    train_on_generated(given.train, given.queries, given.largest, given.epochs).save_pretrained(given.model)
+    with new_folder(given.model) as folder:  # refused before the work where something is there
+        train_on_generated(given.train, given.queries, given.largest, given.epochs).save_pretrained(folder)
 
 
 def _tell(given: argparse.Namespace) -> None:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-import graft
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer import tokenisation
 from graft.trainer.arguments import DataArguments, RunConfiguration
@@ -31,6 +23,7 @@ from graft.trainer.document_chunks import (
 )
 from graft.trainer.oracle_sentences import oracle_sources
 from graft.trainer.packed_rows import packed_rows
+from graft.trainer.row_mapping import COLUMN_TYPES, RowMapping, tokenised_rows, tokenizer_fingerprint
 from graft.trainer.rows import ColumnSettings, check_columns, merged_duplicates, standard_rows
 from graft.trainer.splits import load_splits, not_utf8, rows_during_training
 from graft.trainer.tokenisation import TokenSettings
@@ -38,64 +31,6 @@ from graft.trainer.tokenisation import TokenSettings
 logger = logging.getLogger(__name__)
 
 __all__ = ["load_splits", "prepare_evaluation", "prepare_training", "row_counts", "rows_during_training"]
-
-_TYPES: dict[str, Any] = {
-    "id": Value("string"),
-    "references": List(Value("string")),
-    "truncated": Value("bool"),
-    **dict.fromkeys(("document_id", "raw_text_chunks"), Value("string")),
-    **dict.fromkeys(("length", "source_tokens", "scored_bytes"), Value("int64")),
-    **dict.fromkeys(("chunk_index", "chunk_count", "chunk_start", "chunk_end"), Value("int64")),
-    "token_offsets": List(List(Value("int64"))),
-    **dict.fromkeys(
-        ("input_ids", "attention_mask", "labels", "position_ids", "prompt_ids", "memory_ids"),
-        List(Value("int64")),
-    ),
-}
-_TEXTS = ("source", "prefix", "target", "messages")
-
-
-# Mapping -------------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same for tokenizers that tokenise alike; unlike their pickles, it does not change when they are used."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-    if isinstance(state, dict):
-        state |= {"truncation": None, "padding": None}  # set anew by every call
-    languages = [getattr(tokenizer, name, None) for name in ("src_lang", "tgt_lang")]
-    facts = [type(tokenizer).__name__, state, tokenizer.chat_template, tokenizer.special_tokens_map, languages]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@cache
-def _source_of(module: ModuleType | None) -> str:
-    return inspect.getsource(module) if module is not None else ""
-
-
-@dataclass(frozen=True)
-class _Mapping:
-    """How `datasets` maps: in how many processes, and whether it may take an earlier result."""
-
-    num_proc: int | None
-    overwrite_cache: bool
-
-    def __call__(
-        self, rows: Dataset, function: Callable[..., Any], facts: str, batch_size: int = 64, **options: Any
-    ) -> Dataset:
-        """Map with a fingerprint of the rows, the code of the function's file, `facts`, and graft's version."""
-        code = _source_of(inspect.getmodule(function))
-        text = "\0".join([rows._fingerprint, function.__name__, code, facts, graft.__version__])
-        return rows.map(
-            function,
-            batched=True,
-            batch_size=batch_size,
-            num_proc=self.num_proc if len(rows) > 64 else None,
-            load_from_cache_file=not self.overwrite_cache,
-            new_fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16],
-            **options,
-        )
 
 
 def _standard(rows: Dataset, configuration: RunConfiguration, split: str) -> Dataset:
@@ -117,7 +52,7 @@ def _standard(rows: Dataset, configuration: RunConfiguration, split: str) -> Dat
     )
     check_columns(rows.column_names, settings)
     # One process: it is quick, and a row that is refused in a pool of processes can leave the pool waiting for ever.
-    mapping = _Mapping(None, data.overwrite_cache)
+    mapping = RowMapping(None, data.overwrite_cache)
     options = {"with_indices": True, "remove_columns": rows.column_names, "fn_kwargs": {"settings": settings}}
     try:
         standard = mapping(rows, standard_rows, repr(settings), desc=f"Reading {split}", **options)
@@ -139,35 +74,6 @@ def _without_duplicates(rows: Dataset, split: str) -> Dataset:
     logger.info("%s: %d rows with equal id became %d.", split, len(rows), len(first))
     rows = rows.select(first)
     return rows.remove_columns("references").add_column("references", merged) if has_references else rows
-
-
-def _tokenised(
-    rows: Dataset,
-    function: Callable[..., Any],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: TokenSettings | ChunkedSettings,
-    data: DataArguments,
-) -> Dataset:
-    texts = [name for name in _TEXTS if name in rows.column_names]
-    given = {"tokenizer": tokenizer, "settings": settings}
-    try:
-        first = function(rows[:1], **given)  # which columns there will be; a bad setting shows before the long work
-        kept = [name for name in rows.column_names if name not in texts and name not in first]
-        types = Features({name: _TYPES[name] for name in (*kept, *first) if name not in texts})
-        return _Mapping(data.num_proc, data.overwrite_cache)(
-            rows,
-            function,
-            f"{settings!r} {tokenizer_fingerprint(tokenizer)}",
-            remove_columns=texts,
-            features=types,
-            fn_kwargs=given,
-            desc="Tokenising",
-        )
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
-
-
-# What a Trainer takes ------------------------------------------------------------------------------------------------
 
 
 def _settings(configuration: RunConfiguration, limit: int | None, target_limit: int, view: str) -> TokenSettings:
@@ -237,7 +143,7 @@ def _cut_to_limit(
         function = tokenisation.seq2seq_rows
     else:
         function = tokenisation.causal_training_rows if has_target(configuration) else tokenisation.text_blocks
-    tokenised = _tokenised(standard, function, tokenizer, settings, data)
+    tokenised = tokenised_rows(standard, function, tokenizer, settings, data)
     return _without_too_long(tokenised, data, "train", limit)
 
 
@@ -252,7 +158,7 @@ def _oracle_training(
             "was trained on."
         )
     settings = _settings(configuration, limit, data.max_target_length, "oracle")
-    chosen = _Mapping(data.num_proc, data.overwrite_cache)(
+    chosen = RowMapping(data.num_proc, data.overwrite_cache)(
         _standard(rows, configuration, "train"),
         oracle_sources,
         f"{settings!r} {tokenizer_fingerprint(tokenizer)}",
@@ -302,7 +208,7 @@ def _in_chunks(
         function = chunked_seq2seq_rows
     else:
         function = chunked_causal_rows if has_target(configuration) else chunked_text_rows
-    chunked = _tokenised(standard, function, tokenizer, settings, data)
+    chunked = tokenised_rows(standard, function, tokenizer, settings, data)
     if cut := int(np.asarray(chunked["truncated"], dtype=bool).sum()):
         logger.info("%d documents lost a tail of fewer than %d tokens.", cut, data.min_chunk_tokens)
     return chunked
@@ -349,13 +255,13 @@ def _packed(rows: Dataset, configuration: RunConfiguration, max_positions: int |
     if has_target(configuration):
         size += data.max_target_length
     names = ("input_ids", "labels", "position_ids", "length", "id", "truncated")
-    packed = _Mapping(None, data.overwrite_cache)(
+    packed = RowMapping(None, data.overwrite_cache)(
         rows,
         packed_rows,
         str(size),
         batch_size=1024,
         remove_columns=rows.column_names,
-        features=Features({name: _TYPES[name] for name in names}),
+        features=Features({name: COLUMN_TYPES[name] for name in names}),
         fn_kwargs={"size": size},
         desc="Packing",
     )
@@ -400,7 +306,7 @@ def prepare_evaluation(
             limits = [limit, _training_limit(configuration, max_positions, target_limit)]
             limit = min((length for length in limits if length is not None), default=None)
     settings = _settings(configuration, limit, target_limit, view)
-    prepared = _tokenised(standard, function, tokenizer, settings, data)
+    prepared = tokenised_rows(standard, function, tokenizer, settings, data)
     if limit == data.eval_max_source_length:
         prepared = _without_too_long(prepared, data, split, limit)
     if view == "context" and max_positions is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -56,8 +57,11 @@ def check_generation(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: with the message of `GenerationConfig`, or the name that it does not have.
     """
-    if unknown := sorted(set(options) - set(vars(GenerationConfig()))):
-        raise ConfigurationError(f"Generation options: `GenerationConfig` has no {', '.join(unknown)}.")
+    known = vars(GenerationConfig())
+    if unknown := sorted(set(options) - set(known)):
+        nearest = " or ".join(difflib.get_close_matches(unknown[0], known, n=2, cutoff=0.7))
+        hint = f"; did you mean {nearest}?" if nearest else "."
+        raise ConfigurationError(f"Generation options: `GenerationConfig` has no {', '.join(unknown)}{hint}")
     try:
         GenerationConfig(**options).validate(strict=True)
     except TypeError as error:

@@ -14,9 +14,6 @@ from ...configuration.configuration_retro import RetroConfig
 from .retrieval_cache import OpenChunk
 from .retrieval_pass import leading_padding
 
-FindPassages = Callable[[list[str]], Sequence[Sequence[str]]]
-"""Texts of chunks to a list of passages for each."""
-
 
 class Retriever(Protocol):
     """Finds neighbours of chunks."""

@@ -57,7 +57,9 @@ def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     path = Path(path)
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not replace:
-        raise FileExistsError(f"`path` {path} exists and is not an empty folder; choose another or pass replace=True.")
+        raise FileExistsError(
+            f"`path` {path} exists and is not an empty folder; choose another (in Python: or replace=True)."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, previous = _temporary_name(path), _temporary_name(path)
     temporary.mkdir()

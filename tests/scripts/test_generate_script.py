@@ -330,6 +330,7 @@ def test_a_memory_is_kept_without_any_question(make_run, tmp_path, capsys):
     ("options", "message"),
     [
         (["--prompt", "bok.txt"], "'bok.txt' is no file"),
+        (["--prompt", "a text", "--max_tokens", "8"], "`GenerationConfig` has no max_tokens; did you mean max_"),
         (["--prompt", "EMPTY"], "no text file"),
         (["--prompt", "BINARY"], "no text in UTF-8"),
         (["--prompt", "  "], "has no text"),

@@ -43,7 +43,10 @@ def test_plans_are_needed_and_options_are_positive():
 def test_the_command_trains_estimates_and_draws(tmp_path, capsys):
     duckdb = pytest.importorskip("duckdb")
     model, database, picture = tmp_path / "model", tmp_path / "shop.duckdb", tmp_path / "plan.png"
-    assert main([str(model), "--train", "2", "--queries", "4", "--largest", "1000", "--epochs", "2"]) == 0
+    training = [str(model), "--train", "2", "--queries", "4", "--largest", "1000", "--epochs", "2"]
+    assert main(training) == 0
+    assert main(training) == 2
+    assert "exists and is not an empty folder; choose another" in capsys.readouterr().err
     with duckdb.connect(str(database)) as connection:
         connection.execute("CREATE TABLE orders AS SELECT range id, range % 7 AS kind FROM range(1000)")
     capsys.readouterr()
