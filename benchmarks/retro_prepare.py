@@ -45,7 +45,10 @@ CHUNK, NEIGHBOURS, EXTRA, WIDTH = 64, 2, 100, 384
 def documents(megabytes: float) -> list[str]:
     """Source text of the standard library, whole files, until there are so many bytes."""
     texts, total = [], 0
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in sorted(stdlib.rglob("*.py")) if "site-packages" not in path.parts]
+    paths = [path for path in paths if path.stat().st_size]  # the original has no answer to a text without a token
+    for path in paths:
         text = path.read_text(encoding="utf-8", errors="replace")
         texts.append(text)
         total += len(text)
@@ -237,8 +240,8 @@ def item_rows(corpus: Corpus, original: Any, rounds: int) -> list[dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--megabytes", type=float, default=4.0, help="of text to tokenize")
-    parser.add_argument("--chunks", type=int, default=60_000, help="to search among")
+    parser.add_argument("--megabytes", type=float, default=8.0, help="of text to tokenize")
+    parser.add_argument("--chunks", type=int, default=95_000, help="to search among")
     parser.add_argument("--queries", type=int, default=4096)
     parser.add_argument("--byte-level", type=Path, help="folder of a tokenizer, such as SmolLM2's")
     parser.add_argument("--original", type=Path, required=True, help="a folder that holds retro_pytorch and einops")
@@ -257,6 +260,7 @@ def main() -> None:
     for line in rows:
         print(line)
     settings = {**vars(given), "original": "retro-pytorch 0.3.9", "seconds": round(time.monotonic() - began)}
+    settings["byte_level"] = given.byte_level and given.byte_level.name
     print(keep(f"retro_prepare-{about['capability'].lower()}", settings, rows, about))
 
 

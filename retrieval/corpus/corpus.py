@@ -7,6 +7,7 @@ may be read-only. Sent to another process, a corpus travels as the name of its f
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .joined_maps import joined_maps
 from .manifest import CorpusError, Manifest
 from .sharded_rows import ShardedRows
 
@@ -62,12 +64,7 @@ class Corpus:
         dtype = np.dtype(self.manifest.corpus["dtype"]).newbyteorder("<")
         names = self.manifest.files_of("tokenize", ".bin")
         shapes = [tuple(self.manifest.files[name]["shape"]) for name in names]
-        return ShardedRows(
-            [
-                np.memmap(self.folder / n, dtype, "r", shape=s).view(np.ndarray)
-                for n, s in zip(names, shapes, strict=True)
-            ]
-        )
+        return ShardedRows(joined_maps([self.folder / name for name in names], dtype, shapes))
 
     @cached_property
     def documents(self) -> np.ndarray:
@@ -117,8 +114,9 @@ class Corpus:
     @property
     def shards(self) -> list[tuple[int, int]]:
         """First chunk and end of each shard, the unit of work of embed and neighbours."""
-        offsets = self.tokens.offsets.tolist()
-        return list(zip(offsets[:-1], offsets[1:], strict=True))
+        names = self.manifest.files_of("tokenize", ".bin")
+        ends = list(accumulate(self.manifest.files[name]["shape"][0] for name in names))
+        return list(zip([0, *ends], ends, strict=False))
 
     def document_of(self, chunks: np.ndarray) -> np.ndarray:
         """(count,) chunk numbers to the numbers of their documents."""
