@@ -26,7 +26,7 @@ from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.abilities import MEMORY_FILE
 from graft.trainer.command_line import split_overrides, typed_value
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.kernel_repositories import refuse_kernel_repositories
+from graft.trainer.kernel_repositories import refuse_kernel_repositories, warn_of_unpinned_code
 
 ANSWER_TOKENS = 100
 """New tokens of an answer, at most, where neither the user nor the model's own generation config limits it."""
@@ -94,6 +94,7 @@ def load(name: str, trust_remote_code: bool = False) -> tuple[Any, PreTrainedTok
         base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter else name
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         refuse_kernel_repositories(config, str(base), trust_remote_code)
+        warn_of_unpinned_code(config, str(base), None, trust_remote_code)
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(name, trust_remote_code=trust_remote_code, dtype="auto", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

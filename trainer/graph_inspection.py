@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import graft.registration  # noqa: F401  (our own classes load without consent to remote code)
 from graft.atomic_files import write_json
 from graft.modeling.graph.graph_parameters import graph_parameters
 from graft.modeling.graph.graph_recorder import GraphRecorder
+from graft.trainer.generation import load
 
 
 def inspect_graph(
@@ -33,14 +32,8 @@ def inspect_graph(
     """
     if max_tokens < 1:
         raise ValueError(f"`max_tokens` must be at least 1, got {max_tokens}.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_name, trust_remote_code=trust_remote_code, use_safetensors=True
-        ).eval()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model` {model_name!r} cannot be loaded: {error}") from error
-    ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=max_tokens).input_ids
+    model, tokenizer = load(model_name, trust_remote_code)
+    ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=max_tokens).input_ids.to(model.device)
     if not text.strip() or not ids.shape[1]:
         raise ValueError("The text must hold at least one token, got none.")
     with torch.no_grad(), GraphRecorder(model) as recorder:

@@ -5,12 +5,17 @@ transformers fetches and runs such a repository as soon as a model is made from 
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from graft.trainer.configuration_error import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_kernel_repositories(config: PreTrainedConfig, source: str, trust_remote_code: bool) -> None:
@@ -32,6 +37,19 @@ def refuse_kernel_repositories(config: PreTrainedConfig, source: str, trust_remo
                 f"The config of {source!r} names the implementation {name!r}, a repository whose code would run: read "
                 "it and pass --trust-remote-code, or take the name out of config.json."
             )
+
+
+def warn_of_unpinned_code(config: PreTrainedConfig, source: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Log a warning if the repository `source` brings code that may run, and no commit says which code that is."""
+    brings_code = bool(getattr(config, "auto_map", None)) and not Path(source).exists()
+    if trust_remote_code and brings_code and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        commit = getattr(config, "_commit_hash", None) or "a commit"
+        logger.warning(
+            "The code of %s is that of %s, and may be another after its next push: read it and pin the revision %s.",
+            source,
+            revision or "its main branch",
+            commit,
+        )
 
 
 def _implementations(config: PreTrainedConfig) -> Iterator[str]:

@@ -25,7 +25,7 @@ import graft.registration  # noqa: F401  (our own classes load without consent t
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.arguments import AdapterArguments, ModelArguments
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.kernel_repositories import refuse_kernel_repositories
+from graft.trainer.kernel_repositories import refuse_kernel_repositories, warn_of_unpinned_code
 from graft.trainer.own_adapters import with_own_adapter
 from graft.trainer.tokenizer_training import TRAIN, trained_tokenizer
 from graft.trainer.trainable_parameters import count_trainable_parameters
@@ -62,6 +62,7 @@ def load_config(
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable("model.config" if model.config else "model.name", source, error) from error
     refuse_kernel_repositories(config, source, trust_remote_code)
+    warn_of_unpinned_code(config, source, model.revision, trust_remote_code)
     _check_task(model.task, config, trust_remote_code)
     known = config.to_dict()
     for name in overrides:

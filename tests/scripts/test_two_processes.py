@@ -5,9 +5,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,12 +43,16 @@ def run_twice_as_wide(launcher: list[str], *options: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def children_of(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def record_of(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-def predictions_of(folder: Path) -> list[dict]:
-    lines = (folder / "predictions" / "eval_truncated-step-000004.jsonl").read_text().splitlines()
+def predictions_of(folder: Path, view: str = "truncated") -> list[dict]:
+    lines = (folder / "predictions" / f"eval_{view}-step-000004.jsonl").read_text().splitlines()
     return [{**json.loads(line), "seconds": None} for line in lines]
 
 
@@ -110,3 +116,60 @@ def test_two_processes_read_the_neighbours_that_one_reads(corpora, tmp_path, los
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():  # the sum of four steps' gradients, of every weight
         torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+ABILITIES = {
+    "graph": ["--graph.attention", "gin", "--graph.mlp_dropout", "0.0"],
+    "lora": ["--adapter.r", "2", "--memory.window", "32", "--memory.local_tokens", "8", "--data.eval_views", "full"],
+    "sparse_gin": ["--adapter.type", "sparse_gin", "--adapter.options", '{"rank": 4, "scale_first": 0.5, "dropout": 0.0}'],
+}
+"""Of a causal model on text; the block `retrieval` has a test of its own below."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ability", ABILITIES)
+def test_two_processes_learn_what_one_learns_with_each_ability(make_run, tmp_path, losses_of, ability):
+    sizes = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential", "eval_strategy": "no"}
+    sizes |= {"predict_with_generate": False, "do_train": True, "do_eval": True, "optim": "sgd", "learning_rate": 0.1}
+    config = str(make_run("causal", **sizes))
+    text = ["--data.target_column", "null", "--data.max_source_length", "40", "--data.scored_tokens", "8"]
+    options = [*text, "--no-generation", "--metrics", "bits_per_byte", *ABILITIES[ability]]
+    assert main([config, *options]) == 0
+    wide = ["--training.per_device_train_batch_size", "2", "--training.output_dir", str(tmp_path / "wide")]
+    run_twice_as_wide(torchrun(), config, *options, *wide)
+    one, two = record_of(tmp_path / "out"), record_of(tmp_path / "wide")
+    assert two["world_size"] == 2
+    assert losses_of(tmp_path / "wide") == pytest.approx(losses_of(tmp_path / "out"), abs=1e-4)
+    assert two["results"] == pytest.approx(one["results"], rel=1e-4)
+    rows = [predictions_of(tmp_path / name, "full" if ability == "lora" else "truncated") for name in ("out", "wide")]
+    assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]] == [f"validation-{n}" for n in range(5)]
+    weights = [load_file(next((tmp_path / name).glob("*model.safetensors"))) for name in ("out", "wide")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():  # the sum of four steps' gradients, of every weight that trains
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_after_one_of_them_was_killed(make_run, tmp_path, losses_of):
+    steps = {"max_steps": 14, "save_steps": 3, "eval_strategy": "no", "do_train": True, "do_eval": True}
+    config = str(make_run("causal", **steps))
+    run_twice_as_wide(torchrun(), config)
+    killed = ["--training.output_dir", str(tmp_path / "killed")]
+    command = [sys.executable, *torchrun(), str(SCRIPT), config, *killed]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+    log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 180
+    while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) >= 8):
+        time.sleep(0.002)
+    os.kill(children_of(process.pid)[1], signal.SIGKILL)
+    assert process.wait(120) != 0  # torchrun ends the other one
+    assert record_of(tmp_path / "killed")["status"] in ("running", "interrupted")
+    run_twice_as_wide(torchrun(), "--resume", str(tmp_path / "killed"))
+    one, two = record_of(tmp_path / "out"), record_of(tmp_path / "killed")
+    assert (two["world_size"], two["status"]) == (2, "complete")
+    assert two["training"]["resumed_from"].startswith("checkpoint-")
+    assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "out")
+    assert two["results"] == one["results"]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "killed")]
+    assert all(weights[1][name].equal(weight) for name, weight in weights[0].items())
