@@ -39,7 +39,9 @@ def refuse_kernel_repositories(config: PreTrainedConfig, source: str, trust_remo
             )
 
 
-def warn_of_unpinned_code(config: PreTrainedConfig, source: str, revision: str | None, trust_remote_code: bool) -> None:
+def warn_of_unpinned_code(
+    config: PreTrainedConfig, source: str, revision: str | None, trust_remote_code: bool
+) -> None:
     """Log a warning if the repository `source` brings code that may run, and no commit says which code that is."""
     brings_code = bool(getattr(config, "auto_map", None)) and not Path(source).exists()
     if trust_remote_code and brings_code and not re.fullmatch("[0-9a-f]{40}", revision or ""):

@@ -125,7 +125,7 @@ def run(configuration: RunConfiguration, flags: RunFlags | None = None) -> dict[
             _publish(trainer, prepared, record, flags)
     finally:
         if args.world_size > 1:
-            time.sleep(0.2)  # gloo's threads let go of what was gathered: they need the GIL, which the group's end holds
+            time.sleep(0.2)  # gloo threads let go of what they gathered with the GIL, which the end of the group holds
             trainer.accelerator.end_training()
     return record
 

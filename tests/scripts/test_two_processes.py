@@ -121,7 +121,10 @@ def test_two_processes_read_the_neighbours_that_one_reads(corpora, tmp_path, los
 ABILITIES = {
     "graph": ["--graph.attention", "gin", "--graph.mlp_dropout", "0.0"],
     "lora": ["--adapter.r", "2", "--memory.window", "32", "--memory.local_tokens", "8", "--data.eval_views", "full"],
-    "sparse_gin": ["--adapter.type", "sparse_gin", "--adapter.options", '{"rank": 4, "scale_first": 0.5, "dropout": 0.0}'],
+    "sparse_gin": [
+        *("--adapter.type", "sparse_gin", "--adapter.options"),
+        '{"rank": 4, "scale_first": 0.5, "dropout": 0.0}',
+    ],
 }
 """Of a causal model on text; the block `retrieval` has a test of its own below."""
 
