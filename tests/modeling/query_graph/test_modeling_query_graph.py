@@ -160,7 +160,10 @@ def test_it_is_saved_and_loaded_by_the_auto_classes(model, tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
     assert type(loaded) is QueryGraphForCostEstimation
     assert AutoConfig.from_pretrained(tmp_path).hidden_size == 8
-    assert estimates(loaded, graphs).equal(estimates(model, graphs))
+    weights = loaded.state_dict()
+    assert all(weights[name].equal(weight) for name, weight in model.state_dict().items())
+    # Some processors add in another order where mapped weights are aligned otherwise.
+    torch.testing.assert_close(estimates(loaded, graphs), estimates(model, graphs), rtol=1e-12, atol=1e-12)
 
 
 STRANGER = (
