@@ -2,10 +2,13 @@
 
 python benchmarks/training_throughput.py --shape tiny
 python benchmarks/training_throughput.py --shape base --lengths 1024
+python benchmarks/training_throughput.py --lengths 4096 --original PATH/unlimiformer --original-python ENV/bin/python
 
 The stock Seq2SeqTrainer trains the stock BART on the first 1024 tokens of each document. So does our "standard", whose
 losses before and after a step must equal the stock's. "random" and "retrieval" read the whole document and have no
-stock rival: their ratio says what a step over all of it costs in steps over its beginning. Weights and ids are random.
+stock rival: their ratio says what a step over all costs in steps over its beginning. Their rival is the original,
+from a checkout and an environment that it starts in, in the same rounds, without a Trainer around its steps: forward,
+backward, AdamW on the same ids, in every layer, half of a window shared. Weights and ids are random.
 
 Prints milliseconds of a step (median; the second of a training, the first warms up), its parts, tokens read a second,
 the share of the machine's GEMM rate where the work is known, the ratio stock / this of the same round, and the peak of
@@ -13,11 +16,14 @@ memory above the imported libraries, each measured in a process of its own.
 """
 
 import argparse
+import contextlib
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from measuring import keep, machine, memory_kilobytes, ratio
@@ -28,6 +34,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
+from worker_process import Worker, standing
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.abilities import MemoryAbility
@@ -43,15 +50,16 @@ REGIMES = ("standard", "random", "retrieval")
 PARTS = ("forward", "backward", "optimizer")
 
 
-def model_of(shape):
+def sizes_of(shape):
     hidden, layers, inner, vocabulary = SHAPES[shape]
-    torch.manual_seed(0)
     sizes = {"d_model": hidden, "encoder_layers": layers, "decoder_layers": layers, "vocab_size": vocabulary}
     sizes |= {"encoder_ffn_dim": inner, "decoder_ffn_dim": inner, "max_position_embeddings": WINDOW, "dropout": 0.0}
-    heads = hidden // 64
-    return BartForConditionalGeneration(
-        BartConfig(**sizes, encoder_attention_heads=heads, decoder_attention_heads=heads)
-    )
+    return sizes | {"encoder_attention_heads": hidden // 64, "decoder_attention_heads": hidden // 64}
+
+
+def model_of(shape):
+    torch.manual_seed(0)
+    return BartForConditionalGeneration(BartConfig(**sizes_of(shape)))
 
 
 def rows_of(arguments, length):
@@ -156,6 +164,28 @@ def train(arguments, length, name):
     return trainer.taken, losses
 
 
+@contextlib.contextmanager
+def original(arguments, length):
+    """The original's regimes by name, each a call that gives what `train` gives; none without a checkout."""
+    if arguments.original is None or length <= WINDOW:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = rows_of(arguments, length)
+        stacked = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels")}
+        torch.save({name: ids.split(arguments.batch) for name, ids in stacked.items()}, f"{folder}/rows.pt")
+        options = {"original": arguments.original, "config": json.dumps(sizes_of(arguments.shape))}
+        options |= {"rows": f"{folder}/rows.pt", "threads": torch.get_num_threads()}
+        script = Path(__file__).with_name("original_training_worker.py")
+        with standing({"it": Worker(arguments.original_python, script, options)}) as workers:
+
+            def step(regime):
+                answer = workers["it"].ask(regime)
+                return answer, [answer.pop("first loss")]
+
+            yield {f"original {regime}": lambda regime=regime: step(regime) for regime in ("random", "retrieval")}
+
+
 def matrix_flop(arguments):
     """Of the matrix products of a step over 1024 tokens: 6 a weight and row it meets, attention's own left out."""
     model = model_of(arguments.shape)
@@ -178,18 +208,23 @@ def peak_megabytes(arguments, length, name):
 def measure(arguments, length, about):
     """A row for each system on documents of `length` tokens."""
     names = ["stock", *REGIMES] if length > WINDOW else ["stock", "standard"]
-    taken, losses = {name: [] for name in names}, {}
-    for _ in range(arguments.rounds):
-        for name in names:
-            parts, losses[name] = train(arguments, length, name)
-            taken[name].append(parts)
+    with original(arguments, length) as rivals:
+        calls = {name: lambda name=name: train(arguments, length, name) for name in names} | rivals
+        taken, losses = {name: [] for name in calls}, {}
+        for _ in range(arguments.rounds):
+            for name, call in calls.items():
+                parts, losses[name] = call()
+                taken[name].append(parts)
     torch.testing.assert_close(torch.tensor(losses["standard"]), torch.tensor(losses["stock"]), rtol=1e-5, atol=0)
     steps = {name: [each["step"] for each in rounds] for name, rounds in taken.items()}
-    for name in names:
+    for name in calls:
         middle = statistics.median(steps[name])
         parts = {part: statistics.median(each[part] for each in taken[name]) for part in PARTS}
-        read = length if name in ("random", "retrieval") else min(length, WINDOW)
+        read = length if name.endswith(("random", "retrieval")) else min(length, WINDOW)
         share = round(matrix_flop(arguments) / middle / 1e9 / about["GEMM Gflop/s"], 2) if read <= WINDOW else None
+        rival = (
+            {"original / this": ratio(steps[f"original {name}"], steps[name])} if f"original {name}" in steps else {}
+        )
         yield {
             "tokens of a document": length,
             "system": name,
@@ -199,7 +234,8 @@ def measure(arguments, length, about):
             "tokens read/s": round(arguments.batch * read / middle, 1),
             "share of GEMM rate": share,
             "stock / this": ratio(steps["stock"], steps[name]),
-            "peak MB": round(peak_megabytes(arguments, length, name)),
+            **rival,
+            "peak MB": None if name in rivals else round(peak_megabytes(arguments, length, name)),
             "loss before the first step": round(losses[name][0], 5),
         }
 
@@ -210,6 +246,9 @@ def main(argv=None):
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--original", help="a checkout of the original Unlimiformer")
+    parser.add_argument("--original-python", help="the python of an environment that it starts in")
+    parser.add_argument("--result", help="name of the file of results")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.alone:
@@ -224,7 +263,7 @@ def main(argv=None):
         for row in measure(arguments, length, about):
             rows.append(row)
             print(row)
-        print(keep(f"training_throughput-{arguments.shape}", vars(arguments), rows, about))
+        print(keep(arguments.result or f"training_throughput-{arguments.shape}", vars(arguments), rows, about))
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def usage_snippet(facts: CardFacts) -> str:
             lines[0] = "import graft.registration\n" + lines[0]
     if facts.memory is not None:
         lines[0] = "from graft import UnlimiformerConfig, unlimiform\n" + lines[0]
-    lines += ["tokenizer = AutoTokenizer.from_pretrained(folder)", f"model = {loading}"]
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})", f"model = {loading}"]
     lines += ['text = "A long document ..."', 'inputs = tokenizer(text, return_tensors="pt")']
     inputs = 'inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=64'
     if facts.memory is None:
