@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=float, default=8.0, help="of text to tokenize")
-    parser.add_argument("--chunks", type=int, default=95_000, help="to search among")
+    parser.add_argument("--chunks", type=int, default=95_000, help="to search among, about two thirds of them")
     parser.add_argument("--queries", type=int, default=4096)
     parser.add_argument("--byte-level", type=Path, help="folder of a tokenizer, such as SmolLM2's")
     parser.add_argument("--original", type=Path, required=True, help="a folder that holds retro_pytorch and einops")
@@ -260,7 +260,7 @@ def main() -> None:
     for line in rows:
         print(line)
     settings = {**vars(given), "original": "retro-pytorch 0.3.9", "seconds": round(time.monotonic() - began)}
-    settings["byte_level"] = given.byte_level and given.byte_level.name
+    settings |= {"byte_level": given.byte_level and given.byte_level.name, "chunks": len(corpus)}
     print(keep(f"retro_prepare-{about['capability'].lower()}", settings, rows, about))
 
 
