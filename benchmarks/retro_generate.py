@@ -5,7 +5,9 @@ python benchmarks/retro_generate.py --shape small --tokens 256 --original PATH  
 
 Greedy, batch 1, dropout 0, fixed neighbours (their cost is printed apart), chunk boundaries included. The plain
 decoder is the same model without a retriever: its layers compute no cross-attention. "recompute" is our model without
-a cache. Prints milliseconds a token (median, p95, at boundaries) and the ratio of whole times in the same round.
+a cache. Prints milliseconds a token (median, p95, at boundaries) and the ratio of whole times in the same round. "matrix
+products" is the machine's limit for one token: torch's products of one row with each weight that ours reads, nothing
+else, also in turn; they are bound by memory, so `GB/s` stands beside them.
 """
 
 import argparse
@@ -75,17 +77,36 @@ def generate_as_the_original(model, prompt, tokens, neighbours):
     return times, None
 
 
-def systems(arguments):
+def weights_of_a_token(model):
+    """Weights of every linear map that a generated token goes through; neighbours are read once a chunk."""
+    maps = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    return [part.weight for name, part in maps.items() if not name.startswith("model.encoder") and ".key_value" not in name]
+
+
+@torch.inference_mode()
+def products_of_one_row(weights, tokens):
+    """Seconds of a token's matrix products, for as many tokens as the others generate."""
+    times, rows = [], {weight.shape[1]: torch.randn(1, 1, weight.shape[1]) for weight in weights}
+    for _ in range(tokens):
+        start = time.perf_counter()
+        for weight in weights:
+            torch.nn.functional.linear(rows[weight.shape[1]], weight)
+        times.append(time.perf_counter() - start)
+    return times, None
+
+
+def systems(arguments, ours):
     """Name -> a call that generates once."""
-    ours = our_model(arguments.shape).eval()
     rng = torch.Generator().manual_seed(1)
     prompt = torch.randint(1, VOCABULARY, (1, arguments.prompt), generator=rng)
     neighbours = torch.randint(1, VOCABULARY, (NEIGHBOURS, 2 * CHUNK), generator=rng)
     given = prompt, arguments.tokens
+    weights = weights_of_a_token(ours)
     calls = {
         "ours": lambda: generate(ours, *given, neighbours),
         "plain decoder": lambda: generate(ours, *given, None),
         "recompute": lambda: generate(ours, *given, neighbours, use_cache=False),
+        "matrix products": lambda: products_of_one_row(weights, arguments.tokens),
     }
     if arguments.original:
         original = original_model(arguments.original, arguments.shape).eval()
@@ -120,7 +141,8 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--original", type=Path, help="folder that holds retro_pytorch/")
     arguments = parser.parse_args(argv)
-    about, calls = machine(), systems(arguments)
+    about, ours = machine(), our_model(arguments.shape).eval()
+    calls = systems(arguments, ours)
     print(about)
     rounds = {name: [] for name in calls}
     for number in range(arguments.rounds + 1):
@@ -131,6 +153,10 @@ def main(argv=None):
                     rounds[name].append(result)
     of_ours = [sum(times) for times, _ in rounds["ours"]]
     rows = [row(name, results, arguments.prompt, of_ours) for name, results in rounds.items()]
+    bytes_read = sum(weight.numel() * weight.element_size() for weight in weights_of_a_token(ours))
+    for figures in rows:
+        if figures["system"] == "matrix products":
+            figures["GB/s"] = round(bytes_read / figures["ms a token"] / 1e6, 1)
     for figures in rows:
         print(figures)
     settings = vars(arguments) | {"original": bool(arguments.original)}
