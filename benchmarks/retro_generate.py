@@ -80,7 +80,7 @@ def generate_as_the_original(model, prompt, tokens, neighbours):
 def weights_of_a_token(model):
     """Weights of every linear map that a generated token goes through; neighbours are read once a chunk."""
     maps = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-    return [part.weight for name, part in maps.items() if not name.startswith("model.encoder") and ".key_value" not in name]
+    return [part.weight for name, part in maps.items() if "encoder" not in name and ".key_value" not in name]
 
 
 @torch.inference_mode()
