@@ -5,9 +5,10 @@ python benchmarks/retro_generate.py --shape small --tokens 256 --original PATH  
 
 Greedy, batch 1, dropout 0, fixed neighbours (their cost is printed apart), chunk boundaries included. The plain
 decoder is the same model without a retriever: its layers compute no cross-attention. "recompute" is our model without
-a cache. Prints milliseconds a token (median, p95, at boundaries) and the ratio of whole times in the same round. "matrix
-products" is the machine's limit for one token: torch's products of one row with each weight that ours reads, nothing
-else, also in turn; they are bound by memory, so `GB/s` stands beside them.
+a cache. Prints milliseconds a token (median, p95, at boundaries) and the ratio of whole times in the same round.
+
+"matrix products" is the machine's limit for one token: torch's products of one row with each weight that ours reads, and
+nothing else, also in turn; they are bound by memory, so `GB/s` stands beside them.
 """
 
 import argparse
