@@ -7,8 +7,8 @@ Greedy, batch 1, dropout 0, fixed neighbours (their cost is printed apart), chun
 decoder is the same model without a retriever: its layers compute no cross-attention. "recompute" is our model without
 a cache. Prints milliseconds a token (median, p95, at boundaries) and the ratio of whole times in the same round.
 
-"matrix products" is the machine's limit for one token: torch's products of one row with each weight that ours reads, and
-nothing else, also in turn; they are bound by memory, so `GB/s` stands beside them.
+"matrix products" is the machine's limit for one token, also in turn: torch's products of one row with each weight that
+ours reads, and nothing else. They are bound by memory, so `GB/s` stands beside them.
 """
 
 import argparse
