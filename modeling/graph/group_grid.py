@@ -9,19 +9,23 @@ from torch.nn.functional import pad
 from .visible_rows import visible_rows
 
 
-def padding_in_front(mask: Tensor | None, target: int, source: int) -> list[int]:
+def padding_in_front(mask: Tensor | None, target: int, source: int) -> Sequence[int] | Tensor:
     """Padding tokens in front of each row of the batch, from the first key that its last query may read.
 
     Args:
         mask: as transformers makes it, see `visible_rows`.
 
     Returns:
-        One number per row of the batch, or [0] if there is no padding.
+        One number per row of the batch, or [0] if there is no padding. While a pass without a past is traced by
+        torch.compile they stay on the device: a graph cannot branch on them.
     """
     if mask is None:
         return [0]
     last = visible_rows(mask, range(target - 1, target), (target, source), mask.device)[:, 0, 0]
-    found: list[int] = last.to(torch.uint8).argmax(-1).tolist()
+    hidden = last.to(torch.uint8).argmax(-1)
+    if torch.compiler.is_compiling() and target == source:
+        return hidden
+    found: list[int] = hidden.tolist()
     return found if any(found) else [0]
 
 
@@ -32,13 +36,15 @@ class GroupGrid:
         size: t.
         past: tokens before this pass, padding included.
         new: tokens of this pass.
-        padding: tokens in front that do not count, by row of the batch; [0] stands for all rows.
+        padding: tokens in front that do not count, by row of the batch; [0] stands for all rows. A tensor is not read
+            on the host: there must be no past, and as many groups are made as a row without padding has.
         device: of the tensors that are made.
     """
 
-    def __init__(self, size: int, past: int, new: int, padding: Sequence[int], device: torch.device) -> None:
+    def __init__(self, size: int, past: int, new: int, padding: Sequence[int] | Tensor, device: torch.device) -> None:
         self.size, self.past, self.new, self.device = size, past, new, device
-        self.starts = [past - hidden for hidden in padding]
+        counted = [0] if isinstance(padding, Tensor) else padding
+        self.starts = [past - hidden for hidden in counted]
         first = [max(start, 0) // size for start in self.starts]
         self.known = max(first)
         """Complete groups before this pass, in the row that has most."""
@@ -50,8 +56,8 @@ class GroupGrid:
         """Groups in which new tokens lie."""
         self.open = max(max(start, 0) % size for start in self.starts)
         """Tokens before this pass that lie in the first of these groups."""
-        self.is_even = len(set(self.starts)) == 1
-        self.padding = self._column(padding)
+        self.is_even = counted is padding and len(set(self.starts)) == 1
+        self.padding = padding[:, None] if isinstance(padding, Tensor) else self._column(padding)
         self.first = self._column(first)
         """(batch or 1, 1): the first group in which new tokens lie."""
 

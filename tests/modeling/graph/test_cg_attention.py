@@ -341,6 +341,25 @@ def test_the_grid_says_where_new_tokens_lie(padding, past, new, size):
             assert fresh[row, index, :, 0].tolist() == [hidden + group * size + j for j in range(size)]
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.integers(1, 9), st.integers(2, 4))
+def test_a_grid_whose_padding_stays_on_the_device_says_the_same_of_real_tokens(padding, new, size):
+    """It has at least the groups of the other, in the same order."""
+    device = torch.device("cpu")
+    one, other = (GroupGrid(size, 0, new, hidden, device) for hidden in (torch.tensor(padding), padding))
+    rows = torch.arange(new).double()[None, :, None].expand(len(padding), -1, -1)
+    assert one.known == one.open == other.open == 0
+    found = one.touched_tokens(rows)
+    back, fresh = one.new_tokens(found.flatten(1, 2)), one.fresh_tokens(rows)
+    for row, hidden in enumerate(padding):
+        for place in range(hidden, new):
+            real = place - hidden
+            assert found[row, real // size, real % size].item() == place
+            assert back[row, place].item() == place
+        for group in range(max(new - hidden, 0) // size):
+            assert fresh[row, group, :, 0].tolist() == [hidden + group * size + j for j in range(size)]
+            assert other.fresh_tokens(rows)[row, group].equal(fresh[row, group])
+
+
 def test_padding_is_counted_up_to_the_first_key_that_the_last_row_reads():
     assert padding_in_front(None, 3, 5) == [0]
     assert padding_in_front(masked([2, 0], 5, slice(3, 5)), 2, 5) == [2, 0]

@@ -229,35 +229,34 @@ def test_every_parameter_gets_a_gradient(variant):
     assert not zero
 
 
-COMPILED_QUICKLY = ("gin", "gin, relu", "pna", "sparse")
-COMPILED_SLOWLY = (
-    "gin, top_k",
-    "gin, small blocks",
-    "gin, scaled_topk",
-    "gin, differential",
-    "gin, scored",
-    "gin, no softmax",
-    "gin, beside",
-    "gin, beside, differential",
-    "gin, beside, scored",
-    "pna, silu",
-    "pna, sigmoid",
-    "pna, no softmax",
-    "pna_vector",
-)
+COMPILED_QUICKLY = ("gin", "gin, relu", "pna", "sparse", "cg_interpolate")
+COMPILED_SLOWLY = [name for name in VARIANTS if name not in COMPILED_QUICKLY]
 
 
 @pytest.mark.parametrize(
     "variant", [*COMPILED_QUICKLY, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPILED_SLOWLY)]
 )
 def test_compiled_as_one_graph_the_forward_gives_the_same_logits(variant):
-    """Traced whole, without the C++ of an inductor; latent attention counts padding on the host and cannot be."""
+    """Traced whole, without the C++ of an inductor."""
     model, ids = build(variant), tokens()
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         found = compiled(ids, use_cache=False).logits
         torch.testing.assert_close(found, model(ids, use_cache=False).logits, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cg", "cg, beside", "cg_interpolate"])
+def test_compiled_latent_attention_counts_padding_on_the_device(variant):
+    model, ids = build(variant), tokens(3)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = mask[2, :7] = 0
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        found, expected = (each(ids, attention_mask=mask, use_cache=False).logits for each in (compiled, model))
+    torch.testing.assert_close(found[mask == 1], expected[mask == 1], atol=1e-10, rtol=1e-9)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
