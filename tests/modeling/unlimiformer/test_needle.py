@@ -65,8 +65,8 @@ def found(model, times, keys_per_query):
 
 @pytest.mark.parametrize(
     ("times", "keys_per_query", "lost"),
-    # The 32 highest of 3,200 keys weigh more than those of one window: how much they cover up hangs on the weights that
-    # this processor's arithmetic trained (0.04 on one, 0.16 on another).
+    # The 32 highest of 3,200 keys weigh more than those of one window: how much they cover up hangs on the weights
+    # that this processor has trained (0.04 on one, 0.16 on another).
     [(10, 4, 0.05), (10, "window", 0.05), (100, 4, 0.05), (100, "window", 0.3)],
 )
 def test_memory_finds_a_fact_at_many_windows_as_well_as_at_one_where_truncation_guesses(
