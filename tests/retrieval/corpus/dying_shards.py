@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 
 import numpy as np
 
@@ -20,3 +22,16 @@ def fails(corpus, start, end):
 
 def dies(corpus, start, end):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_meanwhile(corpus, start, end, compute, delays, marks):
+    """What `compute` gives; a worker that is the first to come to a chunk of `delays` is killed so many seconds later,
+    while it computes or before it has answered."""
+    mark = marks / str(start)
+    if start not in delays or mark.exists():
+        return compute(corpus, start, end)
+    mark.touch()
+    threading.Timer(delays[start], os.kill, [os.getpid(), signal.SIGKILL]).start()
+    compute(corpus, start, end)
+    time.sleep(60)
+    raise AssertionError("the worker was not killed")

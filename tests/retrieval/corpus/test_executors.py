@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import random
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +61,38 @@ def test_a_worker_killed_in_the_middle_is_replaced(kind, tmp_path, corpus, funct
     assert [shard for shard, _ in results] == shards
     joined = np.concatenate([arrays[".npy"] for _, arrays in results])
     assert (joined == corpus.tokens.between(0, len(corpus))).all()
+
+
+class Killing:
+    """An executor of which two workers are killed at random moments, one at an early shard and one at a late."""
+
+    def __init__(self, executor, function, marks, rng):
+        self.executor, self.function, self.marks, self.rng = executor, function, marks, rng
+
+    def run(self, corpus, compute, shards):
+        half = len(shards) // 2
+        starts = [self.rng.choice(part)[1] for part in (shards[: half - 2], shards[half + 2 :])]
+        delays = {start: self.rng.uniform(0, 0.05) for start in starts}
+        self.marks.mkdir()
+        yield from self.executor.run(
+            corpus, partial(self.function, compute=compute, delays=delays, marks=self.marks), shards
+        )
+        assert {int(mark.name) for mark in self.marks.iterdir()} == set(starts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_two_workers_killed_in_each_stage_change_no_byte(
+    kind, tmp_path, build, embedder, text_folder, digests, functions
+):
+    rng = random.Random(5)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    build(undisturbed, source=TextFolder(text_folder), until="neighbours")
+    assert len(build(killed, source=TextFolder(text_folder), until="tokenize").shards) > 6
+    stages = [partial(embed_corpus, killed, embedder), partial(find_neighbours, killed, 3)]
+    for number, stage in enumerate(stages):
+        stage(workers=Killing(make(kind), functions.killed_meanwhile, tmp_path / f"marks{number}", rng))
+    assert digests(undisturbed) == digests(killed)
 
 
 def test_failures_and_many_deaths_end_the_stage(corpus, functions):
