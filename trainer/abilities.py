@@ -90,6 +90,14 @@ class ChoosesDecay(Protocol):
 
 
 @runtime_checkable
+class ViewsRows(Protocol):
+    """An ability in one of whose views rows are others than those given."""
+
+    def viewed_rows(self, rows: Any, view: str) -> Any:
+        """The rows as evaluated in `view`, as many and in their order."""
+
+
+@runtime_checkable
 class DescribesRows(Protocol):
     """An ability that knows of evaluated rows what they do not say in a column."""
 

@@ -15,11 +15,12 @@ from graft.modeling.retro.retrofit_config import RetroFitConfig
 from graft.trainer.abilities import Batch, Part, Read
 from graft.trainer.arguments import RetrievalArguments, View
 from graft.trainer.graph_ability import changed_settings
+from graft.trainer.others_neighbours import OthersNeighbours
 from graft.trainer.own_adapters import adapter_options
 from graft.trainer.token_losses import IGNORED
 
 VIEWS: tuple[View, ...] = ("retrieved", "without", "random")
-"""Evaluation with the neighbours that were found, with none, and with those of other chunks."""
+"""Evaluation with the neighbours that were found, with none, and with those of other rows."""
 
 
 class RetrievalAbility:
@@ -40,6 +41,10 @@ class RetrievalAbility:
         """How batches are read in one of `VIEWS`; any other view reads what was found."""
         chosen = view if view in VIEWS else "retrieved"
         yield lambda batch: [_part(batch, chosen)]
+
+    def viewed_rows(self, rows: Any, view: str) -> Any:
+        """In the view "random" each row brings the neighbours of another one."""
+        return OthersNeighbours(rows) if view == "random" else rows
 
     def decayed_parameters(self, model: nn.Module) -> list[str]:
         """Matrices that are no embeddings or null slots."""
@@ -64,7 +69,7 @@ class RetrievalAbility:
         return (
             "**Retrieval (RETRO).** Each chunk of the text is looked up in a corpus, and the next one reads what was "
             "found through chunked cross-attention. `retrieved` is evaluated with the neighbours found, `without` "
-            "with none, `random` with those of other chunks: retrieval is used if the first loss is the lowest." + read
+            "with none, `random` with those of other rows: retrieval is used if the first loss is the lowest." + read
         )
 
 
@@ -85,23 +90,12 @@ class RetroFitAbility(RetrievalAbility):
         )
 
 
-def shuffled_neighbours(retrieved: Tensor) -> Tensor:
-    """Give each chunk the neighbours of another one of the batch, always the same for the same batch.
-
-    Args:
-        retrieved: (batch, chunks, neighbours, neighbour_length).
-    """
-    flat = retrieved.flatten(0, 1)
-    return flat.roll(max(1, len(flat) // 2), dims=0).view_as(retrieved) if len(flat) else retrieved
-
-
 def _part(batch: Batch, view: str) -> Part:
     rows = torch.arange(len(batch["input_ids"]), device=batch["input_ids"].device)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     inputs["use_cache"] = False  # as in training
     if view != "without" and "retrieved" in batch:
-        found = batch["retrieved"]
-        inputs["retrieved"] = shuffled_neighbours(found) if view == "random" else found
+        inputs["retrieved"] = batch["retrieved"]
     return Part(rows, inputs, None, batch.get("labels"))
 
 

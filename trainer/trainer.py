@@ -27,6 +27,7 @@ from graft.trainer.abilities import (
     Part,
     Read,
     ReadsInTraining,
+    ViewsRows,
     base_model,
     plain_reading,
     read_plainly,
@@ -121,8 +122,11 @@ class GraftTrainerMixin(_Base):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader[Any]:
-        """Evaluation may have its own collator; the stock knows one for everything."""
+        """Evaluation may have its own collator, and a view its own rows; the stock knows one for everything."""
         collator = self.data_collator
+        for ability in self.abilities:
+            if not is_training and self._view is not None and isinstance(ability, ViewsRows):
+                dataset = ability.viewed_rows(dataset, self._view)
         try:
             if self.eval_collator is not None and not is_training:
                 self.data_collator = self.eval_collator

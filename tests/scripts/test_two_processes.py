@@ -88,7 +88,6 @@ def test_five_rows_stay_in_order_on_two_processes_when_training_groups_by_length
 
 @pytest.mark.slow
 def test_two_processes_read_the_neighbours_that_one_reads(corpora, tmp_path, losses_of):
-    """The view `random` is left out: it takes neighbours of the same batch, which two processes cut differently."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_encoder_layers": 1}
     sizes |= {"vocab_size": 320, "cross_attention_layers": [0, 1], "chunk_size": 8, "pad_token_id": 1}
     dropouts = ("attention_dropout", "residual_dropout", "encoder_attention_dropout", "encoder_hidden_dropout")
@@ -100,7 +99,7 @@ def test_two_processes_read_the_neighbours_that_one_reads(corpora, tmp_path, los
     training |= {"optim": "sgd", "learning_rate": 0.1, "train_sampling_strategy": "sequential", "disable_tqdm": True}
     training |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 3, "do_eval": True, "do_train": True}
     blocks = {"model": model | {"config_overrides": overrides}, "retrieval": {}, "training": training}
-    blocks["data"] = data | {"eval_views": ["retrieved", "without"]}
+    blocks["data"] = data | {"eval_views": ["retrieved", "without", "random"]}
     config = tmp_path / "config.json"
     config.write_text(json.dumps(blocks))
     assert main([str(config)]) == 0

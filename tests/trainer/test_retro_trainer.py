@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 from graft.configuration.configuration_retro import RetroConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM
 from graft.retrieval.corpus.retro_collator import DataCollatorForRetro
-from graft.trainer.retrieval_ability import decayed_parameters, scored_bytes, shuffled_neighbours
+from graft.trainer.others_neighbours import OthersNeighbours, of_other
+from graft.trainer.retrieval_ability import decayed_parameters, scored_bytes
 from graft.trainer.retro_trainer import RetroTrainer
 
 CHUNK, LENGTH, VOCABULARY = 8, 24, 24
@@ -89,11 +90,31 @@ def test_evaluation_gives_the_loss_of_each_view(tmp_path):
     assert len({metrics[f"eval_{view}_loss"] for view in ("retrieved", "without", "random")}) == 3
 
 
-def test_shuffled_neighbours_are_those_of_other_chunks():
-    retrieved = torch.arange(24).view(2, 3, 2, 2)
-    shuffled = shuffled_neighbours(retrieved)
-    assert sorted(shuffled.flatten().tolist()) == list(range(24))
-    assert not (shuffled == retrieved).any()
+@pytest.mark.parametrize("batch", [1, 3, 20])
+def test_random_neighbours_are_those_of_the_row_half_the_data_set_away_whatever_the_batch(tmp_path, batch):
+    model = build_model().eval()
+    trainer = build_trainer(tmp_path, model, per_device_eval_batch_size=batch)
+    trainer.evaluate()
+    rows, given = PlantedFacts(20, 2), trainer.evaluations["eval_random"].per_sample["loss"]
+    for index, loss in enumerate(given):
+        row, other = rows[index], rows[(index + 10) % 20]
+        with torch.no_grad():
+            expected = model(
+                row["input_ids"][None], labels=row["labels"][None], retrieved=other["retrieved"][None]
+            ).loss
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_row_alone_gets_the_neighbours_of_its_other_half():
+    rows = PlantedFacts(1, 0)
+    own, moved = rows[0]["retrieved"], OthersNeighbours(rows)[0]["retrieved"]
+    assert torch.equal(moved, own[[1, 2, 0]])
+
+
+def test_rows_of_other_lengths_are_gone_through_round_and_round():
+    retrieved = torch.arange(4).view(2, 1, 2)
+    assert of_other(retrieved, 5, False)[:, 0, 0].tolist() == [0, 2, 0, 2, 0]
+    assert of_other(retrieved, 1, False)[:, 0, 0].tolist() == [0]
 
 
 def test_a_data_set_may_refuse_the_model(tmp_path):
