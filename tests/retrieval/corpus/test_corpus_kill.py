@@ -29,7 +29,7 @@ def test_kills_while_an_index_is_made_and_asked_change_no_byte(tmp_path, text_wr
     scratch = tmp_path / "scratch"
     report = killed_build(texts, encoder_folder, scratch, seed=4, workers=2, kills=30, index="ivf_sq8")
     assert report["differing"] == []
-    assert {"tokenize", "embed", "index"} <= set(report["hit"])
+    assert {"tokenize", "embed", "index", "neighbours"} <= set(report["hit"])
 
 
 @pytest.mark.slow
