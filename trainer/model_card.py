@@ -26,6 +26,12 @@ _OUR_METHODS = {"SPARSE_GIN": "sparse GIN", "RETROFIT": "retrofit"}  # need graf
 
 _PICTURES = ("loss.png", "graph_parameters.png")
 
+_INTENDED = {
+    "unlimiformer": "Its memory is for inputs longer than the base's context, read by retrieval from the whole document.",
+    "retro": "Its retrieval is for text that can lean on passages of a corpus; without neighbours it is a plain model.",
+    "graph": "Its graph-aware attention is for research on attention read as a graph.",
+}
+
 _CITATIONS = {
     "unlimiformer": """@inproceedings{bertsch2023unlimiformer,
   title = {Unlimiformer: Long-Range Transformers with Unlimited Length Input},
@@ -119,6 +125,8 @@ def model_card(facts: CardFacts) -> str:
         f"---\n{_front_matter(facts)}\n---",
         f"# {facts.name.rpartition('/')[2]}",
         _description(facts),
+        "## Intended use",
+        _intended_use(facts),
         *facts.abilities,
         "## Use",
         f"```python\n{usage_snippet(facts)}\n```",
@@ -283,6 +291,15 @@ def _description(facts: CardFacts) -> str:
     }[facts.base_model is None]
     data = f" on {', '.join(facts.datasets)}" if facts.datasets else ""
     return f"{kind} {origin}{data} with [graft](https://pypi.org/project/graft-transformers/)."
+
+
+def _intended_use(facts: CardFacts) -> str:
+    kind = "sequence to sequence" if facts.task == "seq2seq" else "text continuation"
+    sentences = [f"For {kind} on text like that of its training; nobody tested it for anything else."]
+    sentences += [_INTENDED[subject] for subject in dict.fromkeys(facts.subjects) if subject in _INTENDED]
+    if facts.relation == "adapter":
+        sentences.append("It is an adapter: it works on the base it was trained on and on no other.")
+    return " ".join(sentences)
 
 
 def _results_table(scores: Sequence[Score]) -> str:

@@ -55,6 +55,20 @@ def test_nothing_unknown_is_invented():
     assert "trained from random weights" in card
 
 
+@pytest.mark.parametrize(
+    ("subject", "said"), [("unlimiformer", "memory"), ("retro", "retrieval"), ("graph", "graph-aware"), (None, "")]
+)
+@pytest.mark.parametrize("relation", ["finetune", "adapter"])
+def test_the_intended_use_speaks_of_the_abilities_it_has_and_of_no_other(subject, said, relation):
+    facts = CardFacts("model", "out", "causal", relation=relation, subjects=[subject] if subject else [])
+    section = model_card(facts).partition("## Intended use\n")[2].partition("\n## ")[0]
+    assert "text continuation" in section
+    assert [word for word in ("Its memory", "Its retrieval", "Its graph-aware") if word in section] == (
+        [f"Its {said}"] if said else []
+    )
+    assert ("It is an adapter" in section) == (relation == "adapter")
+
+
 def test_a_base_on_this_machine_is_not_put_where_the_hub_expects_an_id(tmp_path):
     card = model_card(CardFacts("model", "out", "causal", base_model=str(tmp_path)))
     assert "base_model" not in front_matter(card)
