@@ -17,7 +17,7 @@ import graft.registration  # noqa: F401  (our own classes and adapters load with
 from graft.atomic_files import new_folder
 from graft.trainer.abilities import MEMORY_FILE
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.kernel_repositories import refuse_kernel_repositories
+from graft.trainer.kernel_repositories import refuse_kernel_repositories, warn_of_unpinned_code
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ def _load_base(source: str, revision: str | None, dtype: str, trust_remote_code:
     try:
         config = AutoConfig.from_pretrained(source, **options)
         refuse_kernel_repositories(config, source, trust_remote_code)
+        warn_of_unpinned_code(config, source, revision, trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
             raise ConfigurationError(
                 f"`base` {source!r} is quantised: a merge would round the update away. Load it dequantised, save "

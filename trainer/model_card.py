@@ -27,8 +27,8 @@ _OUR_METHODS = {"SPARSE_GIN": "sparse GIN", "RETROFIT": "retrofit"}  # need graf
 _PICTURES = ("loss.png", "graph_parameters.png")
 
 _INTENDED = {
-    "unlimiformer": "Its memory is for inputs longer than the base's context, read by retrieval from the whole document.",
-    "retro": "Its retrieval is for text that can lean on passages of a corpus; without neighbours it is a plain model.",
+    "unlimiformer": "Its memory is for inputs longer than the window that the base reads at once.",
+    "retro": "Its retrieval is for text that can lean on passages of a corpus given to it.",
     "graph": "Its graph-aware attention is for research on attention read as a graph.",
 }
 
