@@ -295,7 +295,7 @@ def _description(facts: CardFacts) -> str:
 
 def _intended_use(facts: CardFacts) -> str:
     kind = "sequence to sequence" if facts.task == "seq2seq" else "text continuation"
-    sentences = [f"For {kind} on text like that of its training; nobody tested it for anything else."]
+    sentences = [f"For {kind} on text like that of its training; the figures below say nothing of other text."]
     sentences += [_INTENDED[subject] for subject in dict.fromkeys(facts.subjects) if subject in _INTENDED]
     if facts.relation == "adapter":
         sentences.append("It is an adapter: it works on the base it was trained on and on no other.")
