@@ -63,18 +63,14 @@ def found(model, times, keys_per_query):
         return truncated, accuracy(model(**handle.remember(ids).inputs(question)).logits, answers)
 
 
-@pytest.mark.parametrize(
-    ("times", "keys_per_query", "lost"),
-    # The 32 highest of 3,200 keys weigh more than those of one window: how much they cover up hangs on the weights
-    # that this processor has trained (0.04 on one, 0.16 on another).
-    [(10, 4, 0.05), (10, "window", 0.05), (100, 4, 0.05), (100, "window", 0.3)],
-)
+@pytest.mark.parametrize("keys_per_query", [4, "window"])
+@pytest.mark.parametrize("times", [10, 100])
 def test_memory_finds_a_fact_at_many_windows_as_well_as_at_one_where_truncation_guesses(
-    trained, times, keys_per_query, lost
+    trained, times, keys_per_query
 ):
     within, remembered_within = found(trained, 1, keys_per_query)
     truncated, remembered = found(trained, times, keys_per_query)
     assert within >= 0.95
     assert remembered_within == pytest.approx(within, abs=0.01)  # one window: the same attention
-    assert remembered >= within - lost
+    assert remembered >= within - 0.05
     assert truncated <= 1 / NAMES + 0.1
