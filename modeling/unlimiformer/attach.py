@@ -4,107 +4,22 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
-from ..attachment import Attachment, AttentionStep, device_of, serves
-from .append_to_memory import check_appendable, grown, joined
-from .attend import attend_to_memory, cross_attend_to_memory, offer_memory
+from ..attachment import Attachment, serves
+from .attend import offer_memory
 from .calibration import Calibration, calibrate, far_attention
-from .families import (
-    attention_modules,
-    check_family,
-    decoder_family,
-    dispatches,
-    encoder_decoder_family,
-    family_name,
-    has_scaled_positions,
-    key_rotations,
-    memory_layers,
-    model_shape,
-    rope_parameters,
-    trained_positions,
-)
-from .memory import Memory, keys_rule, model_fingerprint
-from .memory_size import MemorySize, check_budget, documents_of, memory_size, resolve_window
-from .remember import (
-    Documents,
-    check_weights_in_place,
-    folds,
-    joined_rows,
-    real_tokens,
-    remember_decoded,
-    remember_encoded,
-    stores_keys,
-    vocabulary_size,
-)
+from .families import encoder_decoder_family, memory_layers
+from .given_documents import check_global
+from .memory import Memory, keys_rule
+from .memory_attentions import memory_attentions
+from .memory_size import MemorySize, documents_of, resolve_window
+from .read_documents import append, remember, size_of, split_documents
 from .report import AttentionReport, HeadPlace, recording
 from .retrieval_heads import retrieval_heads
 from .swapped_cross_attention import SwappedCrossAttention
-
-Padded = tuple[Tensor, Tensor | None]
-"""Ids (documents, longest), padded on either side, and their mask or None."""
-
-
-def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tuple[list[nn.Module], AttentionStep]:
-    """The attention modules that will be served, one for each decoder layer, and the step that serves them.
-
-    Raises:
-        TypeError: the model is of no supported family; says why and lists those that are.
-        ValueError: an option does not fit the model.
-    """
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(
-            f"`model` must be a transformers model, got {type(model).__name__}; of a PEFT model pass "
-            "`model.get_base_model()`."
-        )
-    check_family(model)
-    attentions = attention_modules(model)
-    swaps = model.config.is_encoder_decoder and encoder_decoder_family(model.config).swapped
-    if not swaps and not all(map(dispatches, attentions)):
-        raise TypeError(
-            f"`model` is a {type(model).__name__}, whose attention transformers {transformers.__version__} computes "
-            "by itself: it needs a newer transformers."
-        )
-    step: AttentionStep = attend_to_memory
-    if model.config.is_encoder_decoder:
-        step = cross_attend_to_memory
-        if getattr(model.model if family_name(model.config) == "mvp" else None, "use_prompt", False):
-            raise ValueError("`model` puts prompts in front of its keys (`use_prompt`), which a memory does not hold.")
-        if config.store == "hidden" and not folds(attentions):
-            raise ValueError(
-                '`store` "hidden" folds plain linear projections, which an adapter has replaced: "keys_values" serves.'
-            )
-    else:
-        _check_decoder(model, config)
-    memory_layers(config, model.config)
-    heads = model_shape(model.config).heads
-    if config.heads is not None and max(config.heads) >= heads:
-        raise ValueError(f"`heads` must lie in [0, {heads}) for this model, got {config.heads}.")
-    return attentions, step
-
-
-def _check_decoder(model: PreTrainedModel, config: UnlimiformerConfig) -> None:
-    if config.store == "hidden":
-        raise ValueError('`store` "hidden" needs an encoder; a decoder keeps "keys_values".')
-    if config.first_step == "window":
-        raise ValueError(
-            '`first_step` "window" needs an encoder; a decoder reads its "memory" from the first step on.'
-        )
-    if config.positions != "squeeze" and decoder_family(model.config).positions == "table":
-        raise ValueError(
-            f"`positions` {config.positions!r} moves rotary keys, and `model` has a table of positions, which its "
-            'keys hold for good: use "squeeze", which leaves them as their window made them.'
-        )
-    rope = rope_parameters(model.config)
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        raise ValueError(
-            f"`model` changes its rotary frequencies with the length of its input (rope_type {rope['rope_type']!r}), "
-            "so remembered keys cannot be moved."
-        )
 
 
 def _spelt(layers: tuple[int, ...]) -> str:
@@ -286,159 +201,6 @@ def new_tokens(model: PreTrainedModel, options: dict[str, Any]) -> int:
     """The `max_new_tokens` that `model.generate(**options)` will go by, 0 if it goes by another limit."""
     generation = options.get("generation_config") or model.generation_config
     return options.get("max_new_tokens", generation.max_new_tokens) or 0
-
-
-def remember(
-    model: PreTrainedModel,
-    config: UnlimiformerConfig,
-    documents: Padded,
-    progress: bool = False,
-    prefix: tuple[Tensor | None, Tensor | None] = (None, None),
-    global_attention_mask: Tensor | None = None,
-) -> Memory:
-    """Read documents with a model whose attention is served; `prefix` is as `documents`, one for each, or no ids."""
-    check_weights_in_place(model)
-    ids, lengths = real_tokens(*documents, vocabulary_size(model))
-    real = Documents(ids, lengths, global_tokens=global_tokens(model, documents, global_attention_mask))
-    prefix_ids, prefix_mask = prefix
-    if prefix_ids is not None:
-        window = resolve_window(model.config, config)
-        tokens = real_tokens(prefix_ids, prefix_mask, vocabulary_size(model), "prefix_ids")
-        real = _with_prefixes(model, window, real, tokens)
-    elif prefix_mask is not None:
-        raise ValueError("`prefix_mask` says which of `prefix_ids` are real, but `prefix_ids` is None.")
-    return _read(model, config, real, progress)
-
-
-def check_global(model: PreTrainedModel, global_attention_mask: Tensor | None) -> None:
-    """Refuse global attention for an encoder that has none, or for a decoder."""
-    encodes = model.config.is_encoder_decoder
-    if global_attention_mask is not None and not (encodes and encoder_decoder_family(model.config).has_global_tokens):
-        raise ValueError(
-            f"`global_attention_mask` is for LED, whose encoder has global attention; {type(model).__name__} has none."
-        )
-
-
-def global_tokens(model: PreTrainedModel, documents: Padded, global_attention_mask: Tensor | None) -> Tensor | None:
-    """Which real tokens have global attention, placed as `real_tokens` places their ids."""
-    check_global(model, global_attention_mask)
-    if global_attention_mask is None:
-        return None
-    ids, mask = documents
-    if global_attention_mask.shape != ids.shape:
-        raise ValueError(
-            f"`global_attention_mask` must have the shape of `input_ids`, {tuple(ids.shape)}, got "
-            f"{tuple(global_attention_mask.shape)}."
-        )
-    return real_tokens((global_attention_mask > 0).long(), mask, 2)[0].bool()
-
-
-def append(
-    model: PreTrainedModel,
-    memory: Memory,
-    config: UnlimiformerConfig,
-    documents: Padded,
-    progress: bool = False,
-    global_attention_mask: Tensor | None = None,
-) -> Memory:
-    """The memory of what `memory` holds with `documents` behind it, one for each of its rows."""
-    check_weights_in_place(model)
-    check_appendable(memory, config, resolve_window(model.config, config), model_fingerprint(model))
-    ids, lengths = real_tokens(*documents, vocabulary_size(model))
-    more_global = global_tokens(model, documents, global_attention_mask)
-    both = grown(memory, (ids.to(memory.input_ids.device), lengths), more_global)
-    rotations = {} if memory.is_encoder_decoder else key_rotations(model)
-    return joined(memory, _read(model, config, both, progress), both, rotations)
-
-
-def size_of(model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents) -> MemorySize:
-    """What remembering `documents` will cost, adapters included."""
-    return memory_size(model.config, documents, config, model.dtype, _keeps_keys(model, config))
-
-
-def _keeps_keys(model: PreTrainedModel, config: UnlimiformerConfig) -> bool:
-    return not model.config.is_encoder_decoder or stores_keys(config, memory_attentions(model, config)[0])
-
-
-def _with_prefixes(
-    model: PreTrainedModel, window: int, documents: Documents, prefix: tuple[Tensor, Tensor]
-) -> Documents:
-    """The documents, each behind its prefix, which every window will repeat."""
-    ids, lengths = prefix
-    if not model.config.is_encoder_decoder:
-        raise ValueError(
-            "`prefix_ids` needs an encoder; a decoder is asked behind its memory, with `inputs(question)`."
-        )
-    if len(ids) != len(documents.ids):
-        raise ValueError(f"`prefix_ids` must have a row for each of {len(documents.ids)} documents, got {len(ids)}.")
-    if int(lengths.max()) >= window:
-        raise ValueError(
-            f"`prefix_ids` has {int(lengths.max())} tokens, and a window {window}: it must also hold some document."
-        )
-    both = (lengths, documents.lengths)
-    seen = documents.global_tokens
-    return Documents(
-        joined_rows(ids, documents.ids, both),
-        lengths + documents.lengths,
-        tuple(lengths.tolist()),
-        global_tokens=None if seen is None else joined_rows(torch.ones_like(ids, dtype=torch.bool), seen, both),
-    )
-
-
-@torch.no_grad()
-def _read(model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool) -> Memory:
-    return read_documents(model, config, documents, progress)
-
-
-def read_documents(
-    model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents, progress: bool = False
-) -> Memory:
-    """Read documents in windows, with gradient where it is enabled; `model` must be one whose attention is served."""
-    window, encodes = resolve_window(model.config, config), bool(model.config.is_encoder_decoder)
-    if config.max_bytes is not None:
-        check_budget(size_of(model, config, documents), config, _keeps_keys(model, config), encodes)
-    if encodes:
-        return remember_encoded(model, memory_attentions(model, config)[0], config, window, documents, progress)
-    trained, longest = trained_positions(model.config, "decoder") or 0, int(documents.lengths.max())
-    if config.positions == "true" and longest > trained and not has_scaled_positions(model.config):
-        raise ValueError(
-            f'`positions` "true" places {longest} tokens, and the model was trained on {trained}: '
-            'use "squeeze" or "origin".'
-        )
-    return remember_decoded(model, config, window, documents, progress)
-
-
-def split_documents(
-    model: PreTrainedModel, config: UnlimiformerConfig, documents: Padded, progress: bool = False
-) -> tuple[Memory | None, Tensor, Tensor]:
-    """Split each row of a decoder's input into a memory and the last `local_tokens`.
-
-    Returns:
-        The memory, None if no row is longer than `local_tokens`; the local tokens (rows, at most local_tokens),
-        left-padded, and their mask.
-
-    Raises:
-        ValueError: some rows are longer than `local_tokens` and some are not.
-    """
-    ids, lengths = real_tokens(*documents, vocabulary_size(model))
-    local = lengths.clamp(max=config.local_tokens)
-    before = lengths - local
-    device = device_of(model)
-    ids = ids.to(device)
-    width = int(local.max())
-    columns = torch.arange(width) + (lengths - width)[:, None]
-    mask = (torch.arange(width) >= (width - local)[:, None]).to(device, torch.long)
-    question = ids.gather(1, columns.clamp(min=0).to(device)) * mask
-    if int(before.max()) == 0:
-        return None, question, mask
-    if int(before.min()) == 0:
-        raise ValueError(
-            f"`input_ids` holds a document of {int(lengths.min())} tokens, no longer than `local_tokens` "
-            f"{config.local_tokens}, beside one of {int(lengths.max())}: give them in separate calls."
-        )
-    longest = int(before.max())
-    kept = (torch.arange(longest) < before[:, None]).to(device, torch.long)
-    return remember(model, config, (ids[:, :longest], kept), progress), question, mask
 
 
 def unlimiform(model: PreTrainedModel, config: UnlimiformerConfig | None = None) -> Unlimited:

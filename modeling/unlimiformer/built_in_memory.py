@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ..attachment import serve
 from ..remote_code import SavesItsCode
-from .attach import append, memory_attentions, remember, size_of
 from .attend import offer_memory
 from .memory import Memory
+from .memory_attentions import memory_attentions
 from .memory_size import MemorySize, documents_of
+from .read_documents import append, remember, size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model

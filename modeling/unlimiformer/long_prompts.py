@@ -8,9 +8,10 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..transformers_compat import cache_of, without_cache
-from .attach import new_tokens, split_documents
+from .attach import new_tokens
 from .built_in_memory import BuiltInMemory
 from .memory import Memory
+from .read_documents import split_documents
 
 
 class ReadsLongPrompts(BuiltInMemory, GenerationMixin):

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
-from .attach import read_documents, unlimiform
+from .attach import unlimiform
 from .knn_attention import KeyChoice
 from .memory import Memory
 from .memory_cache import LayerMemory
+from .read_documents import read_documents
 from .remember import Documents, real_tokens, vocabulary_size
 
 Regime = Callable[[Memory, int], Memory]
