@@ -9,24 +9,24 @@ import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer import tokenisation
 from graft.trainer.arguments import DataArguments, RunConfiguration
 from graft.trainer.block_rules import has_target
 from graft.trainer.configuration_error import ConfigurationError
-from graft.trainer.document_chunks import (
-    ChunkedSettings,
-    ChunkRules,
-    chunked_causal_rows,
-    chunked_seq2seq_rows,
-    chunked_text_rows,
-)
 from graft.trainer.oracle_sentences import oracle_sources
 from graft.trainer.packed_rows import packed_rows
 from graft.trainer.row_mapping import COLUMN_TYPES, RowMapping, tokenised_rows, tokenizer_fingerprint
-from graft.trainer.rows import ColumnSettings, check_columns, merged_duplicates, standard_rows
+from graft.trainer.row_settings import (
+    chunk_rule,
+    column_settings,
+    cut_rule,
+    oracle_settings,
+    packed_size,
+    token_settings,
+    training_limit,
+)
+from graft.trainer.rows import check_columns, merged_duplicates, standard_rows
 from graft.trainer.splits import load_splits, not_utf8, rows_during_training
-from graft.trainer.tokenisation import TokenSettings
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +35,7 @@ __all__ = ["load_splits", "prepare_evaluation", "prepare_training", "row_counts"
 
 def _standard(rows: Dataset, configuration: RunConfiguration, split: str) -> Dataset:
     """The rows under our column names; duplicates merged outside of training."""
-    data = configuration.data
-    target = data.target_column if data.messages_column is None else data.messages_column
-    if split == "test" and target not in rows.column_names:
-        target = None  # a test set may keep its targets to itself
-    settings = ColumnSettings(
-        split=split,
-        source=data.source_column,
-        target=target,
-        prefix=data.prefix_column,
-        id=data.id_column,
-        messages=data.messages_column,
-        skips_empty_target=data.on_empty_target == "skip",
-        keeps_references=split != "train",
-        repeats_references=split == "train" and data.train_on_all_references,
-    )
+    data, settings = configuration.data, column_settings(configuration, split, rows.column_names)
     check_columns(rows.column_names, settings)
     # One process: it is quick, and a row that is refused in a pool of processes can leave the pool waiting for ever.
     mapping = RowMapping(None, data.overwrite_cache)
@@ -74,41 +60,6 @@ def _without_duplicates(rows: Dataset, split: str) -> Dataset:
     logger.info("%s: %d rows with equal id became %d.", split, len(rows), len(first))
     rows = rows.select(first)
     return rows.remove_columns("references").add_column("references", merged) if has_references else rows
-
-
-def _settings(configuration: RunConfiguration, limit: int | None, target_limit: int, view: str) -> TokenSettings:
-    data, memory = configuration.data, configuration.memory or UnlimiformerConfig()
-    return TokenSettings(
-        source_prefix=data.source_prefix,
-        source_suffix=data.source_suffix,
-        max_prefix_length=data.max_prefix_length,
-        source_limit=limit,
-        target_limit=target_limit,
-        scored_tokens=data.scored_tokens,
-        local_tokens=memory.local_tokens,
-        view=view,
-    )
-
-
-def _training_limit(configuration: RunConfiguration, max_positions: int | None, target_limit: int) -> int | None:
-    """Source tokens that the base model reads: as configured, or as many as it was trained on."""
-    configured, causal = configuration.data.max_source_length, configuration.model.task == "causal"
-    if configured is None and max_positions is not None and causal and has_target(configuration):
-        if max_positions <= target_limit:
-            raise ConfigurationError(
-                f"`data.max_target_length` {target_limit} leaves the source none of the {max_positions} positions the "
-                "model was trained on; lower it, or set `data.max_source_length`."
-            )
-        return max_positions - target_limit  # a decoder's answer stands in the same row
-    remembers = configuration.memory is not None and configuration.memory.training != "standard"
-    reads_any = causal or remembers
-    if configured is not None and max_positions is not None and configured > max_positions and not reads_any:
-        raise ConfigurationError(
-            f"`data.max_source_length` {configured} exceeds the {max_positions} positions the model was trained on; a "
-            "longer source is for evaluation with memory (`data.eval_max_source_length`), and for training with it, "
-            "where `memory.training` is not 'standard'."
-        )
-    return max_positions if configured is None else configured
 
 
 def _without_too_long(rows: Dataset, data: DataArguments, split: str, limit: int | None) -> Dataset:
@@ -136,28 +87,15 @@ def _truncated_training(
 def _cut_to_limit(
     standard: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
 ) -> Dataset:
-    data = configuration.data
-    limit = _training_limit(configuration, max_positions, data.max_target_length)
-    settings = _settings(configuration, limit, data.max_target_length, "truncated")
-    if configuration.model.task == "seq2seq":
-        function = tokenisation.seq2seq_rows
-    else:
-        function = tokenisation.causal_training_rows if has_target(configuration) else tokenisation.text_blocks
+    data, (function, settings) = configuration.data, cut_rule(configuration, max_positions)
     tokenised = tokenised_rows(standard, function, tokenizer, settings, data)
-    return _without_too_long(tokenised, data, "train", limit)
+    return _without_too_long(tokenised, data, "train", settings.source_limit)
 
 
 def _oracle_training(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
 ) -> Dataset:
-    data = configuration.data
-    limit = _training_limit(configuration, max_positions, data.max_target_length)
-    if limit is None:
-        raise ConfigurationError(
-            f"`data.train_view` {data.train_view!r} needs `data.max_source_length`: the model names no length that it "
-            "was trained on."
-        )
-    settings = _settings(configuration, limit, data.max_target_length, "oracle")
+    data, settings = configuration.data, oracle_settings(configuration, max_positions)
     chosen = RowMapping(data.num_proc, data.overwrite_cache)(
         _standard(rows, configuration, "train"),
         oracle_sources,
@@ -195,19 +133,7 @@ def _in_chunks(
     kept: tuple[int, bool],
 ) -> Dataset:
     """Every document as rows of `data.chunk_size` tokens; `kept`: tokens of a target, whether texts are captured."""
-    data, (target_limit, capture_raw_text) = configuration.data, kept
-    limit = _training_limit(configuration, max_positions, target_limit)
-    chunk_size = data.chunk_size if data.chunk_size is not None else limit
-    if chunk_size is None:
-        raise ConfigurationError("`data.chunk_size` is null and the model names no length that it was trained on.")
-    if limit is not None and chunk_size > limit:
-        raise ConfigurationError(f"`data.chunk_size` {chunk_size} exceeds the {limit} tokens that the model can read.")
-    rules = ChunkRules(chunk_size, data.chunk_overlap, data.min_chunk_tokens, capture_raw_text)
-    settings = ChunkedSettings(_settings(configuration, None, target_limit, "chunked"), rules)
-    if configuration.model.task == "seq2seq":
-        function = chunked_seq2seq_rows
-    else:
-        function = chunked_causal_rows if has_target(configuration) else chunked_text_rows
+    data, (function, settings) = configuration.data, chunk_rule(configuration, max_positions, kept)
     chunked = tokenised_rows(standard, function, tokenizer, settings, data)
     if cut := int(np.asarray(chunked["truncated"], dtype=bool).sum()):
         logger.info("%d documents lost a tail of fewer than %d tokens.", cut, data.min_chunk_tokens)
@@ -248,12 +174,7 @@ def prepare_training(
 
 def _packed(rows: Dataset, configuration: RunConfiguration, max_positions: int | None) -> Dataset:
     """Rows that share rows of as many tokens as one may have; whatever `data.num_proc` is, the same ones do."""
-    data = configuration.data
-    size = _training_limit(configuration, max_positions, data.max_target_length)
-    if size is None:
-        raise ConfigurationError("`data.packing` needs `data.max_source_length`: the model names no length.")
-    if has_target(configuration):
-        size += data.max_target_length
+    data, size = configuration.data, packed_size(configuration, max_positions)
     names = ("input_ids", "labels", "position_ids", "length", "id", "truncated")
     packed = RowMapping(None, data.overwrite_cache)(
         rows,
@@ -303,9 +224,9 @@ def prepare_evaluation(
     else:
         function = tokenisation.causal_evaluation_rows if causal else tokenisation.seq2seq_rows
         if view == "truncated":
-            limits = [limit, _training_limit(configuration, max_positions, target_limit)]
+            limits = [limit, training_limit(configuration, max_positions, target_limit)]
             limit = min((length for length in limits if length is not None), default=None)
-    settings = _settings(configuration, limit, target_limit, view)
+    settings = token_settings(configuration, limit, target_limit, view)
     prepared = tokenised_rows(standard, function, tokenizer, settings, data)
     if limit == data.eval_max_source_length:
         prepared = _without_too_long(prepared, data, split, limit)
