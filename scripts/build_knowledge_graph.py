@@ -4,7 +4,7 @@ or is joined there by a verb.
 graft-knowledge-graph books/ --out graph/
 graft-knowledge-graph chunks.parquet --out graph/ --extractor gazetteer:names.txt
 
-It writes graph.graphml, graph.json, mentions.parquet, merges.json, graph.png and graph.html.
+It writes graph.graphml, graph.json, mentions.parquet, merges.json, chunks.parquet, graph.png and graph.html.
 After a kill, the same command goes on.
 """
 

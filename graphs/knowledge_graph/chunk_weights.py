@@ -29,7 +29,12 @@ Sentences = Sequence[Sequence[int]]  # of one chunk: the entities of each senten
 
 
 def chunk_weights(
-    chunks: Sequence[Sentences], neighbours: int = 4, own: float = 1.0, causal: bool = True, related: bool = True
+    chunks: Sequence[Sentences],
+    neighbours: int = 4,
+    own: float = 1.0,
+    causal: bool = True,
+    related: bool = True,
+    first: int = 0,
 ) -> NDArray[np.float32]:
     """The matrix W (chunks, chunks) of the module's equation, lower triangular, float32.
 
@@ -39,12 +44,15 @@ def chunk_weights(
         own: the diagonal.
         causal: nothing of chunk a or later moves row a.
         related: entities that stand together in sentences count too, not only shared ones.
+        first: chunks before it are out of sight: statistics know them and nothing reads them; W is 0 there.
 
     Raises:
-        ValueError: `neighbours` is below 1, or `own` is negative or not finite.
+        ValueError: `neighbours` is below 1, `first` is negative, or `own` is negative or not finite.
     """
     if neighbours < 1:
         raise ValueError(f"`neighbours` must be at least 1, got {neighbours}.")
+    if first < 0:
+        raise ValueError(f"`first` must be at least 0, got {first}.")
     if not (np.isfinite(own) and own >= 0):
         raise ValueError(f"`own` must be finite and at least 0, got {own}.")
     count = len(chunks)
@@ -60,10 +68,12 @@ def chunk_weights(
     for row in range(1, count):
         if causal:
             known.add(chunks[row - 1])
+        if row <= first:
+            continue
         asked = present[row - 1 if causal else row].nonzero()[0].tolist()
-        scores = present[:row] @ known.wanted(asked, related)
-        weights[row, :row] = _largest(scores, neighbours)
-    np.fill_diagonal(weights, own)
+        scores = present[first:row] @ known.wanted(asked, related)
+        weights[row, first:row] = _largest(scores, neighbours)
+    np.fill_diagonal(weights[first:, first:], own)
     return weights.astype(np.float32)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from graft.graphs.knowledge_graph import graph_files, graph_page
+from graft.graphs.knowledge_graph.document_entities import CHUNKS, made_of_chunks, text_digest, write_chunks
 from graft.graphs.knowledge_graph.graph_building import GraphSettings, KnowledgeGraph, build_graph
 from graft.graphs.knowledge_graph.mention_shards import (
     SHARD,
@@ -29,7 +33,7 @@ def build_knowledge_graph(
     workers: int = 1,
     shard: int = SHARD,
 ) -> KnowledgeGraph:
-    """Write graph.graphml, graph.json, mentions.parquet, merges.json, graph.png and graph.html into `folder`.
+    """Write graph.graphml, graph.json, mentions.parquet, merges.json, chunks.parquet and pictures into `folder`.
 
     Mentions go to `folder`/shards first, `shard` chunks a file; a second call reads those again that still fit the
     texts and the extractor. The same chunks and settings give the same bytes, however often it was stopped.
@@ -54,7 +58,25 @@ def build_knowledge_graph(
     if len(found.graph):
         graph_page.write_picture(found, folder / "graph.png", title)
     graph_page.write_page(found, chunks, folder / "graph.html", title)
+    write_chunks(chunks, folder / CHUNKS, _made_of(chunks, choice, settings))  # last: it says that the rest is there
     return found
+
+
+def knowledge_graph_stands(
+    chunks: Sequence[TextChunk],
+    folder: str | Path,
+    choice: ExtractorChoice | None = None,
+    settings: GraphSettings | None = None,
+) -> bool:
+    """Whether `folder` holds what `build_knowledge_graph` makes of these chunks and options."""
+    return made_of_chunks(folder) == _made_of(chunks, choice or ExtractorChoice(), settings)
+
+
+def _made_of(chunks: Sequence[TextChunk], choice: ExtractorChoice, settings: GraphSettings | None) -> str:
+    state = hashlib.sha256(json.dumps([choice.identity(), asdict(settings or GraphSettings())]).encode())
+    for chunk in chunks:
+        state.update(json.dumps([chunk.document, chunk.index, chunk.start, text_digest(chunk.text)]).encode())
+    return state.hexdigest()
 
 
 def _check(chunks: Sequence[TextChunk]) -> None:

@@ -66,6 +66,23 @@ def test_a_causal_row_knows_nothing_of_its_own_chunk_or_later_ones(chunks, data)
     np.testing.assert_array_equal(before[: row + 1], after[: row + 1])
 
 
+@given(CHUNKS, st.integers(0, 8), st.integers(1, 4), st.booleans())
+def test_chunks_out_of_sight_are_known_and_not_read(chunks, first, neighbours, causal):
+    every = chunk_weights(chunks, len(chunks) + 1, 0.5, causal)  # before the cut to `neighbours`, up to a row's factor
+    found = chunk_weights(chunks, neighbours, 0.5, causal, first=first)
+    assert not found[:first].any()
+    assert not found[:, :first].any()
+    for row in range(first, len(chunks)):
+        scores = every[row, first:row].astype(float)
+        kept = sorted(range(len(scores)), key=lambda b: (-round(scores[b], 6), -b))[:neighbours]
+        total = scores[kept].sum()
+        expected = np.zeros_like(scores)
+        expected[kept] = scores[kept] / total if total else 0.0
+        assert found[row, row] == 0.5
+        if len({round(score, 5) for score in scores}) == len(scores):  # of equal ones, rounding would choose
+            np.testing.assert_allclose(found[row, first:row], expected, atol=1e-5)
+
+
 @given(CHUNKS, st.integers(1, 3), st.booleans())
 def test_rows_are_what_a_chunk_graph_takes(chunks, neighbours, causal):
     weights = chunk_weights(chunks, neighbours, causal=causal)
@@ -114,7 +131,7 @@ def test_the_report_counts_what_acts():
     assert graph_report(weights) == {"chunks": 3.0, "coverage": 0.5, "density": pytest.approx(1 / 3)}
 
 
-@pytest.mark.parametrize(("name", "value"), [("neighbours", 0), ("own", -1.0), ("own", float("nan"))])
+@pytest.mark.parametrize(("name", "value"), [("neighbours", 0), ("own", -1.0), ("own", float("nan")), ("first", -1)])
 def test_options_are_checked(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         chunk_weights([[[0]]], **{name: value})

@@ -38,7 +38,7 @@ TEXTS = (
     "It is said that George Boole liked Ada Lovelace. And George Boole wrote to Ada Lovelace. ",
 )
 CHUNKS = [TextChunk(f"book {number // 2}", number % 2, text) for number, text in enumerate(TEXTS)]
-FILES = ("graph.graphml", "graph.json", "mentions.parquet", "merges.json", "graph.png", "graph.html")
+FILES = ("graph.graphml", "graph.json", "mentions.parquet", "merges.json", "graph.png", "graph.html", "chunks.parquet")
 
 
 def contents(folder):
