@@ -33,8 +33,9 @@ MAY_IMPORT = {
     "registration": {"configuration", "modeling"},
     "atomic_files": set(),
     "pages": {"atomic_files"},
+    "text_files": set(),
 }
-SHARED = {"atomic_files", "pages"}
+SHARED = {"atomic_files", "pages", "text_files"}
 # Copied into saved folders, as all of configuration and modeling is.
 EXACT_SEARCH = "graft.retrieval.exact_search"
 # The one absolute import in modeling: lazy, inside `try`, so saved folders load without it.

@@ -20,6 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.configuration.option_checks import with_path
 from graft.trainer.arguments import (
     AdapterArguments,
     DataArguments,
@@ -202,15 +203,15 @@ def _apply_override(merged: dict[str, Any], override: Override) -> None:
 
 
 def _build(block: str, contents: dict[str, Any]) -> Any:
-    """The block's dataclass; what it refuses becomes one `ConfigurationError` that names block and field."""
+    """The block's dataclass; what it refuses becomes one `ConfigurationError` that names `block.field`."""
     block_class = _BLOCKS[block]
     for field in fields(block_class):
         if field.default is MISSING and field.default_factory is MISSING and field.name not in contents:
             raise ConfigurationError(f"`{block}.{field.name}` is missing: {describe(_hints(block)[field.name])}.")
     try:
         return block_class(**contents)
-    except (StrictDataclassError, ValueError) as error:  # the first is no ValueError; its cause is our own message
-        raise ConfigurationError(f"Block `{block}`: {error.__cause__ or error}") from error
+    except (StrictDataclassError, ValueError) as error:  # the first is no ValueError
+        raise ConfigurationError(with_path(block, block_class, error)) from error
 
 
 def from_dict(blocks: Mapping[str, Any], origin: str = "in the configuration") -> RunConfiguration:

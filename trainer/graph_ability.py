@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graft.configuration.configuration_gnn import GNNConfig, LlamaGNNConfig
+from graft.configuration.option_checks import with_path
 from graft.modeling.graph.graph_parameters import graph_parameters, plot_graph_parameters
 from graft.trainer.abilities import Read
 from graft.trainer.arguments import GraphArguments
@@ -42,7 +43,7 @@ def with_graph(config: PreTrainedConfig, graph: GraphArguments) -> PreTrainedCon
     try:
         return LlamaGNNConfig(**{**values, "gnn_config": graph.gnn_options()})
     except (StrictDataclassError, ValueError) as error:
-        raise ConfigurationError(f"Block `graph`: {' '.join(str(error.__cause__ or error).split())}") from error
+        raise ConfigurationError(" ".join(with_path("graph", GraphArguments, error).split())) from error
 
 
 def train_graph(model: nn.Module, graph: GraphArguments) -> None:

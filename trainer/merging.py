@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import graft.registration  # noqa: F401  (our own classes and adapters load without consent to remote code)
 from graft.atomic_files import new_folder
+from graft.modeling.graph.sparse_gin_config import PEFT_TYPE as SPARSE_GIN
+from graft.modeling.retro.retrofit_config import PEFT_TYPE as RETROFIT
 from graft.trainer.abilities import MEMORY_FILE
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.kernel_repositories import refuse_kernel_repositories, warn_of_unpinned_code
@@ -67,9 +69,11 @@ def _mergeable_config(adapter: str) -> PeftConfig:
         raise ConfigurationError(f"`adapter` {adapter!r} cannot be loaded: {_one_line(error)}") from error
     if config.peft_type not in MERGED:
         name = getattr(config.peft_type, "value", config.peft_type)
+        first = "after `import graft.registration` " if name in (SPARSE_GIN, RETROFIT) else ""
         raise ConfigurationError(
             f"`adapter` {adapter!r} is of {name}, which changes what is computed and not the weights, so it cannot "
-            f"be merged; methods that can: {', '.join(method.value for method in MERGED)}."
+            f"be merged. Load it beside its base instead: {first}`PeftModel.from_pretrained(base, {adapter!r})`. "
+            f"Methods that can be merged: {', '.join(method.value for method in MERGED)}."
         )
     return config
 

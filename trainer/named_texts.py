@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from graft.text_files import TEXT_SUFFIXES, read_utf8, text_files
 from graft.trainer.configuration_error import ConfigurationError
-
-TEXT_SUFFIXES = (".md", ".rst", ".text", ".txt")
-"""The files of a folder that are read."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,10 @@ def named_texts(prompts: Sequence[str]) -> list[NamedText]:
     found = []
     for prompt in prompts:
         if _exists(prompt, folder=True):
-            files = sorted(path for path in Path(prompt).rglob("*") if path.suffix.lower() in TEXT_SUFFIXES)
+            files = text_files(prompt)
             if not files:
                 raise ConfigurationError(f"Folder {prompt!r} holds no text file ({', '.join(TEXT_SUFFIXES)}).")
-            found += [NamedText(str(path), _content(path)) for path in files if path.is_file()]
+            found += [NamedText(str(path), _content(path)) for path in files]
         else:
             name = "standard input" if prompt == "-" else prompt if _exists(prompt) else f"{prompt[:30]!r}..."
             found.append(NamedText(name, text_of(prompt)))
@@ -81,6 +79,6 @@ def _exists(prompt: str, folder: bool = False) -> bool:
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"File {str(path)!r} is no text in UTF-8: {error}.") from error
+        return read_utf8(path)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error

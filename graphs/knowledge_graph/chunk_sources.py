@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.graphs.knowledge_graph.mentions import TextChunk, sentence_spans
-
-SUFFIXES = (".txt", ".md", ".rst")
+from graft.text_files import TEXT_SUFFIXES, read_utf8, text_files
 
 
 def chunks_of_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[TextChunk]:
@@ -67,14 +66,15 @@ def read_chunks(source: str | Path, text_field: str = "text", length: int = 2000
     else:
         chunks = list(_chunks_of_any(_rows(source), text_field, length))
     if not chunks:
-        raise ValueError(f"{source} holds no text; a folder is read for {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{source} holds no text; a folder is read for {', '.join(TEXT_SUFFIXES)}.")
     return chunks
 
 
 def _chunks_of_folder(folder: Path, length: int) -> list[TextChunk]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     return [
-        chunk for path in paths for chunk in chunks_of_text(path.relative_to(folder).as_posix(), _text(path), length)
+        chunk
+        for path in text_files(folder)
+        for chunk in chunks_of_text(path.relative_to(folder).as_posix(), read_utf8(path), length)
     ]
 
 
@@ -89,10 +89,10 @@ def _rows(source: Path) -> Iterator[Mapping[str, Any]]:
         yield from pyarrow.parquet.read_table(source).to_pylist()
     elif source.suffix == ".jsonl":
         yield from _objects(source)
-    elif source.suffix in SUFFIXES:
-        yield {"id": source.name, "text": _text(source)}
+    elif source.suffix.lower() in TEXT_SUFFIXES:
+        yield {"id": source.name, "text": read_utf8(source)}
     else:
-        raise ValueError(f"{source} must be a folder, .jsonl, .parquet, or one of {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{source} must be a folder, .jsonl, .parquet, or one of {', '.join(TEXT_SUFFIXES)}.")
 
 
 def _objects(source: Path) -> Iterator[Mapping[str, Any]]:
@@ -107,13 +107,6 @@ def _objects(source: Path) -> Iterator[Mapping[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{source}, line {number}: expected a JSON object, got {type(row).__name__}.")
             yield row
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}.") from error
 
 
 def _chunks_of_any(rows: Iterable[Mapping[str, Any]], text_field: str, length: int) -> Iterator[TextChunk]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from graft.graphs.knowledge_graph.mentions import Mention, longest_first, sentence_spans
 from graft.graphs.knowledge_graph.phrase_trie import PhraseTrie
+from graft.text_files import read_utf8
 
 EXTRACTORS = "keyphrase, keyphrase:LANGUAGE, capitalised, gazetteer:FILE, spacy:MODEL, gliner:MODEL"
 
@@ -162,8 +163,11 @@ class KeyphraseExtractor:
     """YAKE phrases of the chunk wherever they stand in it, with its capitalised spans; the longest match wins.
 
     Args:
-        language: two letters, for YAKE's stop words.
+        language: two letters, one of those for which YAKE has stop words.
         per_thousand: phrases asked of YAKE for each thousand characters.
+
+    Raises:
+        ValueError: YAKE has no stop words for `language`; names those it has.
     """
 
     def __init__(self, language: str = "en", per_thousand: float = 6.0):
@@ -172,6 +176,12 @@ class KeyphraseExtractor:
         except ImportError as error:
             message = "`extractor` keyphrase needs YAKE: pip install graft-transformers[knowledge_graph]"
             raise ImportError(message) from error
+        languages = _languages_of(yake)
+        if language not in languages:
+            raise ValueError(
+                f"`extractor` keyphrase:{language} is a language for which YAKE has no stop words; it has "
+                f"{', '.join(languages)}."
+            )
         self._make: Any = yake.KeywordExtractor
         self._language, self._per_thousand = language, per_thousand
         self._names = CapitalisedExtractor()
@@ -188,11 +198,17 @@ class KeyphraseExtractor:
         return longest_first([*found, *self._names.extract(text)])
 
 
+def _languages_of(yake: Any) -> list[str]:
+    """The languages whose stop words come with YAKE, by the names of its files."""
+    lists = Path(yake.__file__).parent / "core" / "StopwordsList"
+    return sorted(path.stem.removeprefix("stopwords_") for path in lists.glob("stopwords_??.txt"))
+
+
 class GazetteerExtractor:
     """The entities of a file in UTF-8, one a line, `name` or `name<tab>label`; lines that begin with # are skipped."""
 
     def __init__(self, path: str | Path):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_utf8(path).splitlines()
         pairs = [line.split("\t", 1) for line in lines if line.strip() and not line.startswith("#")]
         by_label: dict[str, list[str]] = {}
         for name, *label in pairs:

@@ -98,10 +98,29 @@ def test_a_network_beside_attention_that_shows_no_weights_is_refused(attention):
 @pytest.mark.parametrize("part", ["edges", "adjacency", "sparse"])
 def test_a_part_refuses_unknown_fields_and_other_types(part):
     options = {"attention": "llama", part: {"treshold": 0.1}}
-    with pytest.raises(REFUSED, match=rf"`{part}` has no field \['treshold'\]; it has"):
+    with pytest.raises(REFUSED, match=rf"`{part}\.treshold` is unknown;.* `{part}` has "):
         GNNConfig(**options)
     with pytest.raises(REFUSED, match=f"`{part}` must be of .*, got str"):
         GNNConfig(**{**options, part: "mean"})
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        ("sparse", {"rank": 0}, "`PATH.rank` must be at least 1, got 0"),
+        ("sparse", {"rank": "8"}, "`PATH.rank` expected int, got str"),
+        ("sparse", {"layer": "gat"}, "`PATH.layer` expected one of .*'gin'.*, got gat"),
+        ("sparse", {"mixes_heads": True}, "`PATH.mixes_heads` joins the networks of `PATH.per_head=True`"),
+        ("adjacency", {"treshold": 0.1}, "`PATH.treshold` is unknown; did you mean `PATH.threshold`"),
+        ("latent", {"mix": 1}, "`PATH.mix` must lie in"),
+    ],
+)
+def test_a_refused_option_of_a_part_is_named_with_its_whole_path(part, options, message):
+    attention = "cg" if part == "latent" else "llama"
+    with pytest.raises(REFUSED, match="^" + message.replace("PATH", part)):
+        GNNConfig(attention=attention, **{part: options})
+    with pytest.raises(REFUSED, match="^" + message.replace("PATH", f"gnn_config.{part}")):
+        LlamaGNNConfig(**SIZES, gnn_config={"attention": attention, part: options})
 
 
 def test_options_that_would_not_act_together_are_refused():
@@ -118,7 +137,7 @@ def test_a_model_config_refuses_what_its_llama_cannot_have():
         LlamaGNNConfig(**{**SIZES, "hidden_size": 30, "head_dim": 8}, gnn_config={})
     with pytest.raises(REFUSED, match=r"`layers` must name layers in \[0, 2\), got \[0, 2\]"):
         LlamaGNNConfig(**SIZES, gnn_config={"layers": [0, 2]})
-    with pytest.raises(REFUSED, match=r"`gnn_config` has no field \['atention'\]"):
+    with pytest.raises(REFUSED, match=r"`gnn_config\.atention` is unknown; did you mean `gnn_config\.attention`"):
         LlamaGNNConfig(**SIZES, gnn_config={"atention": "gin"})
     with pytest.raises(REFUSED, match="has no field `gnn_confg`; did you mean `gnn_config`"):
         LlamaGNNConfig(**SIZES, gnn_confg={"attention": "gin"})
@@ -181,15 +200,21 @@ LLAMA = {"attention": "llama"}
             {**LLAMA, "sparse": {"storage": "sparse"}, "adjacency": {"combine": "any", "cutoff": 0.1}},
             "`storage='sparse'` of the graph network needs a bound .*'any'.*cutoff=0.1.*: use 'dense'",
         ),
-        ({**LLAMA, "sparse": {"mixes_heads": True}}, "`mixes_heads` joins the networks of `per_head=True`"),
+        (
+            {**LLAMA, "sparse": {"mixes_heads": True}},
+            "`sparse.mixes_heads` joins the networks of `sparse.per_head=True`",
+        ),
         (
             {**LLAMA, "sparse": {"layer": "pna", "rank": 9, "towers": 2}},
-            "`rank` must be a multiple of `towers`, got 9 and 2",
+            "`sparse.rank` must be a multiple of `sparse.towers`, got 9 and 2",
         ),
-        ({**LLAMA, "sparse": {"aggregators": []}}, r"`aggregators` must name at least one, and each once, got \[\]"),
+        (
+            {**LLAMA, "sparse": {"aggregators": []}},
+            r"`sparse.aggregators` must name at least one, and each once, got \[\]",
+        ),
         (
             {**LLAMA, "sparse": {"scalers": ["identity", "identity"]}},
-            "`scalers` must name at least one, and each once",
+            "`sparse.scalers` must name at least one, and each once",
         ),
     ],
 )

@@ -11,8 +11,8 @@ LATIN = "Gr\xfc\xdfe".encode("latin-1")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("folder/a.txt", LATIN, "folder/a.txt is no text in UTF-8"),
-        ("a.txt", LATIN, "a.txt is no text in UTF-8"),
+        ("folder/a.txt", LATIN, "folder/a.txt' is no text in UTF-8"),
+        ("a.txt", LATIN, "a.txt' is no text in UTF-8"),
         ("a.jsonl", b'{"text": "fine"}\n\nnot json\n', "a.jsonl, line 3: expected a JSON object"),
         ("a.jsonl", b'{"text": "' + LATIN + b'"}\n', "a.jsonl, line 1: expected a JSON object"),
         ("a.jsonl", b"[1]\n", "a.jsonl, line 1: expected a JSON object, got list"),

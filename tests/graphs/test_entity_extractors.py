@@ -1,5 +1,6 @@
 """What the extractors find, where, and what they say when something is missing."""
 
+import re
 import subprocess
 import sys
 
@@ -102,6 +103,23 @@ def test_each_mention_stands_in_the_sentence_that_holds_it():
 def test_an_unknown_extractor_is_answered_with_those_there_are(name):
     with pytest.raises(ValueError, match=r"must be one of keyphrase.*gliner:MODEL"):
         extractor_by_name(name)
+
+
+@pytest.mark.parametrize("language", ["xx", "EN", "english", "../en", "noLang", "??"])
+def test_a_language_without_stop_words_is_refused_with_those_there_are(language):
+    with pytest.raises(
+        ValueError, match=rf"keyphrase:{re.escape(language)} .* no stop words; it has ar, .*, de, .*, zh\."
+    ):
+        extractor_by_name(f"keyphrase:{language}")
+
+
+def test_stop_words_of_the_language_are_in_no_phrase():
+    text = "Der Vertrag mit der Bahn und der Vertrag mit der Post sind zwei Dinge. " * 3
+    phrases = {mention.surface for mention in extractor_by_name("keyphrase:de").extract(text)}
+    assert "Vertrag" in {word for phrase in phrases for word in phrase.split()}
+    assert not {"und", "sind", "mit"} & {
+        word for phrase in phrases for word in (phrase.split()[0], phrase.split()[-1])
+    }
 
 
 def test_what_is_missing_is_named():

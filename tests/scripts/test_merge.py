@@ -1,5 +1,8 @@
 """graft-merge: a LoRA's update in its base's weights, for stock models and ours; other methods are refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,6 +17,7 @@ from transformers import (
 )
 
 from graft.configuration.configuration_retro import RetroConfig
+from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM
 from graft.modeling.retro.retrofit import retrofit
 from graft.modeling.retro.retrofit_config import RetroFitConfig
@@ -94,6 +98,33 @@ def test_an_adapter_that_changes_the_computation_is_refused_by_name(tmp_path, ca
     assert main([str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")]) == 2
     assert "is of RETROFIT, which changes what is computed" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_sparse_gin_adapter_is_refused_and_loads_as_the_refusal_says(tmp_path, capsys):
+    base = LlamaForCausalLM(LLAMA)
+    base.save_pretrained(tmp_path / "base")
+    options = SparseGINConfig(task_type="CAUSAL_LM", rank=4, scale_last=0.5)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"), options)
+    expected = logits_of(model)
+    model.save_pretrained(tmp_path / "adapter")
+    given = [str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")]
+    assert main(given) == 2
+    error = capsys.readouterr().err.rpartition("graft-merge: ")[2]
+    assert "is of SPARSE_GIN, which changes what is computed" in error
+    assert f"after `import graft.registration` `PeftModel.from_pretrained(base, '{tmp_path / 'adapter'}')`" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "merged").exists()
+    program = (
+        "import sys, torch, graft.registration\n"
+        "from peft import PeftModel\n"
+        "from transformers import LlamaForCausalLM\n"
+        "model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]).eval()\n"
+        "ids = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(0))\n"
+        "print(model(input_ids=ids).logits.sum().item())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "base"), str(tmp_path / "adapter")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert float(said) == pytest.approx(expected.sum().item(), abs=1e-3)
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
