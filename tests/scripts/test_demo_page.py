@@ -5,7 +5,6 @@ It needs gradio, selenium and Debian's chromium and chromium-driver, and skips i
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,27 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+from headless_browser import headless_browser
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio")
-webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
-FLAGS += ("disable-component-update", "disable-sync", "window-size=1200,1400")
 DOCUMENT = "the cat sat on a mat near the sea while rain fell all night\n\n" * 60
 
 
 @pytest.fixture
 def browser(tmp_path):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with headless_browser(tmp_path) as driver:
+        yield driver
 
 
 def served(folder, log):
