@@ -14,13 +14,12 @@ from torch import Tensor
 
 from graft.retrieval.corpus.chunking import ChunkSettings, tokenize_corpus
 from graft.retrieval.corpus.corpus import Corpus
-from graft.retrieval.corpus.disk_space import parse_bytes
 from graft.retrieval.corpus.document_sources import TextFolder
 from graft.retrieval.corpus.embedder import ChunkEmbedder, EmbedderSettings
 from graft.retrieval.corpus.embedding import embed_corpus
-from graft.retrieval.corpus.index_choice import choose_index
+from graft.retrieval.corpus.index_choice import IndexChoice, choose_index
 from graft.retrieval.corpus.indexing import build_index, open_index
-from graft.retrieval.corpus.neighbours import find_neighbours
+from graft.retrieval.corpus.neighbours import check_enough, find_neighbours
 from graft.retrieval.corpus.original_files import (
     OriginalChunks,
     holds_chunks,
@@ -150,8 +149,10 @@ def chunks_to_index_and_embed(
         the index and the vectors (num_chunks, width) float32.
     """
     _refuse_unknown(ignored)
-    corpus = _embedded(num_chunks, chunk_size, chunk_memmap_path, None, use_cls_repr)
-    index = _index(corpus, max_index_memory_usage, current_memory_available)
+    corpus, encoder = _chunked(num_chunks, chunk_size, chunk_memmap_path, None, use_cls_repr)
+    choice = choose_index(len(corpus), encoder.width, max_index_memory_usage, current_memory_available)
+    corpus = embed_corpus(corpus.folder, encoder, overwrite=wants_reprocessing())
+    index = _index(corpus, choice)
     return index, corpus.embeddings.between(0, len(corpus)).astype(np.float32)
 
 
@@ -186,8 +187,11 @@ def chunks_to_precalculated_knn_(
     _refuse_unknown(ignored)
     if num_extra_neighbors < 0:
         raise ValueError(f"`num_extra_neighbors` must be at least 0, got {num_extra_neighbors}.")
-    corpus = _embedded(num_chunks, chunk_size, chunk_memmap_path, doc_ids_memmap_path, use_cls_repr)
-    index = _index(corpus, max_index_memory_usage, current_memory_available)
+    corpus, encoder = _chunked(num_chunks, chunk_size, chunk_memmap_path, doc_ids_memmap_path, use_cls_repr)
+    choice = choose_index(len(corpus), encoder.width, max_index_memory_usage, current_memory_available)
+    check_enough(corpus, None, num_nearest_neighbors)
+    corpus = embed_corpus(corpus.folder, encoder, overwrite=wants_reprocessing())
+    index = _index(corpus, choice)
     again = force_reprocess or wants_reprocessing()
     approximate = index.store.kind != "exact"
     corpus = find_neighbours(
@@ -207,27 +211,25 @@ def _refuse_unknown(ignored: dict[str, Any]) -> None:
         raise TypeError(f"unknown arguments {unknown}; those that are taken and not needed: {KNOWN_AND_IGNORED}.")
 
 
-def _embedded(
+def _chunked(
     num_chunks: int,
     chunk_size: int,
     chunks_path: str | Path,
     document_ids: str | Path | None,
     use_cls_repr: bool,
-) -> Corpus:
-    """The corpus beside a raw file, with vectors; made of the file if there is none, or one of other chunks."""
+) -> tuple[Corpus, ChunkEmbedder]:
+    """The corpus beside a raw file, made of it if there is none or one of other chunks; and what will embed it."""
     place, encoder = corpus_folder(chunks_path), embedder(use_cls_repr)
     if not (place / "manifest.json").exists() or not holds_chunks(Corpus(place), chunks_path, num_chunks):
         end = encoder.tokenizer.sep_token_id
         source = OriginalChunks(chunks_path, chunk_size, num_chunks, document_ids, end, encoder.pad_id)
         settings = ChunkSettings(chunk_size=chunk_size, append_eos=False)
         tokenize_corpus(source, place, encoder.tokenizer, settings, overwrite=True)
-    return embed_corpus(place, encoder, overwrite=wants_reprocessing())
+    return Corpus(place), encoder
 
 
-def _index(corpus: Corpus, most: str, available: str) -> SearchIndex:
+def _index(corpus: Corpus, choice: IndexChoice) -> SearchIndex:
     width = corpus.embeddings.shape[1]
-    parse_bytes(most, "max_index_memory_usage")
-    choice = choose_index(len(corpus), width, most, available)
     if choice.kind == "exact":
         store = Datastore(width, "exact", "l2")
         store.add(torch.from_numpy(corpus.embeddings.between(0, len(corpus))))

@@ -124,6 +124,12 @@ class TrainingWrapper(nn.Module):
             max_seqs=max_seqs,
         )
         _write_stats(raw, self.stats)
+        corpus = Corpus(corpus_folder(raw.chunks_memmap_path))
+        if corpus.vocab_size > self.retro.model.config.vocab_size:  # before the chunks are embedded
+            raise ValueError(
+                f"`num_tokens` of the model is {self.retro.model.config.vocab_size}, the corpus's tokenizer has "
+                f"{corpus.vocab_size}."
+            )
         chunks_to_precalculated_knn_(
             num_chunks=self.stats["chunks"],
             chunk_size=chunk_size,
@@ -136,12 +142,7 @@ class TrainingWrapper(nn.Module):
             index_file=faiss_index_filename,
             force_reprocess=wants_reprocessing(),
         )
-        corpus = Corpus(corpus_folder(raw.chunks_memmap_path))
-        if corpus.vocab_size > self.retro.model.config.vocab_size:
-            raise ValueError(
-                f"`num_tokens` of the model is {self.retro.model.config.vocab_size}, the corpus's tokenizer has "
-                f"{corpus.vocab_size}."
-            )
+        corpus = Corpus(corpus.folder)
         rows = RetroDataset(corpus, knn, legacy=True)
         self.ds: Dataset[Any] = Subset(rows, range(self.stats["seqs"])) if self.stats["seqs"] < len(rows) else rows
         self.retriever = CorpusRetriever(corpus, embedder(), knn)

@@ -14,6 +14,7 @@ import torch
 
 from ..datastore import Datastore
 from ..engines.vector_engine import Metric, VectorEngine
+from ..faiss_indexes import factory_string, new_index
 from .corpus import Corpus
 from .corpus_lock import corpus_lock
 from .disk_space import require_space
@@ -39,7 +40,8 @@ def build_index(folder: str | Path, choice: IndexChoice, overwrite: bool = False
         seed: of the choice of training vectors and of the sample for recall.
 
     Raises:
-        ValueError: `choice` is exact, or differs from the index there is.
+        ValueError: `choice` is exact, asks for more lists than so many chunks can train or for what faiss does not
+            know, or differs from the index there is.
         ImportError: faiss is not installed.
     """
     if choice.kind == "exact":
@@ -47,6 +49,7 @@ def build_index(folder: str | Path, choice: IndexChoice, overwrite: bool = False
     with corpus_lock(folder):
         corpus, manifest = Corpus(folder), Manifest.read(folder)
         manifest.require("embed")
+        _check_choice(corpus, choice)
         settings = {"kind": choice.kind, "parameters": choice.parameters, "seed": seed}
         if not begin_stage(manifest, "index", settings, overwrite):
             logger.info("%s: stage index is complete already", folder)
@@ -133,6 +136,14 @@ def _candidates(
     found, best = np.take_along_axis(ids, order, 1), np.take_along_axis(gaps, order, 1)
     missing = ((0, 0), (0, k - found.shape[1]))
     return np.pad(found, missing, constant_values=-1), np.pad(best, missing, constant_values=np.inf)
+
+
+def _check_choice(corpus: Corpus, choice: IndexChoice) -> None:
+    """Refuse what faiss could not train, before anything is noted in the manifest."""
+    width = corpus.embeddings.shape[1]
+    store = Datastore(width, choice.kind, "l2", **choice.parameters)
+    num_vectors = min(choice.training_size or corpus.num_chunks, corpus.num_chunks)
+    new_index(factory_string(choice.kind, width, num_vectors, store.parameters), width, "l2")
 
 
 def _filled(corpus: Corpus, choice: IndexChoice, seed: int) -> Datastore:

@@ -61,12 +61,14 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CorpusError(f"{path} is not JSON ({error}); restore it, or build the corpus again.") from error
-        if not isinstance(content, dict) or not {"format", "stages", "files", "checksum"} <= content.keys():
-            raise CorpusError(f"{path} is not the manifest of a corpus: it lacks `format`, `stages` or `files`.")
-        if not isinstance(content["format"], int) or content["format"] > FORMAT:
+        stated = content.get("format") if isinstance(content, dict) else None
+        if isinstance(stated, int) and stated > FORMAT:  # first: what else it holds is for its own version to say
             raise CorpusError(
-                f"{path} has format {content['format']!r}, this version of graft reads up to {FORMAT}: upgrade graft."
+                f"{path} has format {stated}, this version of graft reads up to {FORMAT}: upgrade graft, or build the "
+                "corpus again from stage 'tokenize' with overwrite=True."
             )
+        if not isinstance(stated, int) or not {"stages", "files", "checksum"} <= content.keys():
+            raise CorpusError(f"{path} is not the manifest of a corpus: it lacks `format`, `stages` or `files`.")
         checksum = content.pop("checksum")
         if checksum != _checksum(content):
             raise CorpusError(f"{path} is damaged: its content does not have the checksum it states.")

@@ -68,7 +68,8 @@ def find_neighbours(
         embedded = corpus.manifest.stages["embed"]["settings"]
         check_comparable(database, embedded, corpus.manifest.corpus["tokenizer"]["sha256"], corpus.chunk_size)
         settings["database"] = {"name": str(database.folder), **database_identity(database)}
-    _check_enough(corpus, database, num_neighbours)
+    check_enough(corpus, database, num_neighbours)
+    _warn_of_missing(corpus, database, num_neighbours)
     executor, threads = executor_and_threads(workers)
     search = NeighbourSearch(num_neighbours, database, store, max_overlap, threads)
     compute = partial(neighbours_of_shard, search=search)
@@ -192,11 +193,10 @@ def check_comparable(database: Corpus, embedded: Mapping[str, Any], tokenizer_sh
         )
 
 
-def _check_enough(corpus: Corpus, database: Corpus | None, num_neighbours: int) -> None:
-    """Refuse more neighbours than any chunk could have; warn if some chunks cannot have so many."""
-    lengths = [0] if database is not None else np.diff(corpus.documents)
+def check_enough(corpus: Corpus, database: Corpus | None, num_neighbours: int) -> None:
+    """Raise ValueError if no chunk of a tokenized corpus could have so many neighbours."""
     source = database or corpus
-    most, least = (source.num_chunks - int(length) for length in (min(lengths), max(lengths)))
+    most = source.num_chunks - (int(np.diff(corpus.documents).min()) if database is None else 0)
     if database is None and corpus.num_documents < 2:
         raise ValueError(f"{corpus.folder} has one document, so no chunk of another could be found; give `database`.")
     if num_neighbours > most:
@@ -204,7 +204,12 @@ def _check_enough(corpus: Corpus, database: Corpus | None, num_neighbours: int) 
             f"`num_neighbours` must be at most {most}, as many as {source.folder} has for any chunk, "
             f"got {num_neighbours}."
         )
-    if least < num_neighbours:
+
+
+def _warn_of_missing(corpus: Corpus, database: Corpus | None, num_neighbours: int) -> None:
+    """Warn if some chunks cannot have so many; in another corpus all have those that any has."""
+    least = corpus.num_chunks - int(np.diff(corpus.documents).max())
+    if database is None and least < num_neighbours:
         warnings.warn(
             f"outside its longest document {corpus.folder} has {least} chunks, fewer than `num_neighbours` "
             f"{num_neighbours}: some rows end with -1.",

@@ -56,6 +56,7 @@ def pack_sequences(folder: str | Path, sequence_length: int, pack: Pack = "multi
         rows = packed_rows(corpus.documents, chunks_per_row(sequence_length, corpus.chunk_size), pack)
         manifest = Manifest.read(folder)
         settings = {"sequence_length": sequence_length, "pack": pack}
+        manifest.remove_leftovers()
         if manifest.is_complete("pack") and manifest.stages["pack"]["settings"] == settings:
             logger.info("%s: stage pack is complete already", folder)
             return corpus

@@ -21,7 +21,7 @@ from .executors import Executor, executor_and_threads
 from .index_choice import IndexChoice, choose_index
 from .indexing import build_index
 from .manifest import Manifest
-from .neighbours import check_comparable, find_neighbours
+from .neighbours import check_comparable, check_enough, find_neighbours
 from .packing import Pack, chunks_per_row, pack_sequences
 from .tokenizers_of_corpora import identify, load_tokenizer
 
@@ -99,8 +99,9 @@ def prepare_corpus(
     if overwrite or not (Path(folder) / "manifest.json").exists():
         _check_space(source, folder, tokenizer, embedder, settings)
     corpus = tokenize_corpus(source, folder, tokenizer, settings.chunks, overwrite=overwrite)
+    check_enough(corpus, database, settings.num_neighbours)  # what cannot be is refused before the long work
     if database is None:
-        choice = _choice(len(corpus), embedder.width, settings)  # also refused before the long work
+        choice = _choice(len(corpus), embedder.width, settings)
     embed_corpus(folder, embedder, settings.workers)
     if database is not None:
         is_stored = settings.index == "auto" and "index" in database.manifest.stages

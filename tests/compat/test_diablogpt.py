@@ -233,10 +233,23 @@ def test_caps_and_wrong_arguments(here):
         wrapper(None)
     with pytest.raises(ValueError, match="`chunk_size` must be the model's 4, got 8"):
         wrapper(model, chunk_size=8)
-    with pytest.raises(ValueError, match="`num_tokens` of the model is 50, the corpus's tokenizer has 104"):
-        wrapper(DIABLOGPT(**{**SMALL, "num_tokens": 50}))
-    with pytest.raises(ValueError, match="`max_index_memory_usage` must be a size"):
-        wrapper(model, max_index_memory_usage="100q")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tokens": 50}, "`num_tokens` of the model is 50, the corpus's tokenizer has 104"),
+        ({"max_index_memory_usage": "100q"}, "`max_index_memory_usage` must be a size such as .*got '100q'"),
+        ({"current_memory_available": "a lot"}, "`current_memory_available` must be a size such as .*got 'a lot'"),
+        ({"max_index_memory_usage": "10"}, r"must be at least \d+ bytes for \d+ chunks, got 10 bytes"),
+        ({"knn": 100}, r"`num_neighbours` must be at most \d+, .* got 100"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_embedded(here, options, message):
+    model = DIABLOGPT(**{**SMALL, **{name: options[name] for name in options if name == "num_tokens"}})
+    with pytest.raises(ValueError, match=message):
+        wrapper(model, **{name: options[name] for name in options if name != "num_tokens"})
+    assert not (here / "t.corpus" / "embeddings").exists()
 
 
 def test_filters():

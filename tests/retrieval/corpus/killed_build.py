@@ -1,10 +1,12 @@
 """Build a corpus while being killed again and again; run as a program by test_corpus_kill.py.
 
-python killed_build.py TEXTS ENCODER SCRATCH SEED WORKERS KILLS INDEX
+python killed_build.py TEXTS ENCODER SCRATCH SEED WORKERS KILLS INDEX sweep|some
 
-Imports once, then forks one child per attempt and ends it by SIGKILL: by turns at any time, and soon after a stage has
-begun, however long others take on a busy machine. Prints one JSON object: the stages in which the kills fell, and the
-names of files that differ from those of an uninterrupted build by one worker.
+Imports once, then forks one child per attempt and ends it by SIGKILL: by turns at any time of the whole build, and at
+any time of one stage, the one of the next two that was hit less often, however short it is; more often early in it. It
+goes on until there were KILLS; in a sweep until each stage was hit as well, or there were four times as many. Prints
+one JSON object: the stages in which the kills fell, and the names of files that differ from those of an uninterrupted
+build by one worker.
 """
 
 import hashlib
@@ -51,13 +53,31 @@ def stage_under_way(folder: Path) -> str:
     return next((stage for stage, state in states.items() if state == "running"), "between")
 
 
-def wait_for_stage(folder: Path, child: int, rng: random.Random) -> None:
-    """Return a little after the child has begun one of the next two stages, or when it has ended."""
-    states = stages_so_far(Manifest.read(folder)) if (folder / "manifest.json").exists() else {"tokenize": "missing"}
-    wanted = rng.choice([stage for stage, state in states.items() if state != "complete"][:2] or ["none"])
+def seconds_of_stages(folder: Path, child: int) -> dict[str, float]:
+    """How long the child is seen in each stage, until it has ended."""
+    seconds: dict[str, float] = {}
+    before = time.monotonic()
+    while os.waitid(os.P_PID, child, ENDED) is None:
+        stage = stage_under_way(folder)
+        now = time.monotonic()
+        seconds[stage] = seconds.get(stage, 0.0) + now - before
+        before = now
+        time.sleep(0.0002)
+    return seconds
+
+
+def wait_for_stage(folder: Path, child: int, wanted: str, seconds: float) -> None:
+    """Return so many seconds after the child has begun the stage, or when it has ended."""
     while stage_under_way(folder) != wanted and os.waitid(os.P_PID, child, ENDED) is None:
-        time.sleep(0.0005)
-    time.sleep(rng.uniform(0, 0.01))
+        time.sleep(0.0002)
+    time.sleep(seconds)
+
+
+def least_hit(folder: Path, stages: list[str], hit: list[str]) -> str:
+    """Of the next two stages that are not complete, the one hit less often."""
+    states = stages_so_far(Manifest.read(folder)) if (folder / "manifest.json").exists() else {}
+    left = [stage for stage in stages if states.get(stage) != "complete"]
+    return min(left[:2] or ["none"], key=hit.count)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -68,26 +88,34 @@ def digests(folder: Path) -> dict[str, str]:
 def main() -> None:
     texts, encoder, scratch = map(Path, sys.argv[1:4])
     seed, workers, kills = map(int, sys.argv[4:7])
-    index = sys.argv[7]
+    index, sweep = sys.argv[7], sys.argv[8] == "sweep"
     rng, embedder = random.Random(seed), ChunkEmbedder(encoder)
     began = time.monotonic()
-    assert os.waitpid(start(scratch / "whole", texts, embedder, index, 1), 0)[1] == 0
+    child = start(scratch / "whole", texts, embedder, index, 1)
+    seconds = seconds_of_stages(scratch / "whole", child)
+    assert os.waitpid(child, 0)[1] == 0
     whole_seconds, expected = time.monotonic() - began, digests(scratch / "whole")
+    stages = list(Manifest.read(scratch / "whole").stages)
     hit, differing, attempt = [], set(), 0
-    while len(hit) < kills:
+
+    def wants_more() -> bool:
+        return len(hit) < kills or (sweep and not set(stages) <= set(hit) and len(hit) < 4 * kills)
+
+    while wants_more():
         folder = scratch / f"killed{attempt}"
         attempt += 1
         while True:
+            wanted = least_hit(folder, stages, hit)
             child = start(folder, texts, embedder, index, workers)
             if len(hit) % 2:
-                wait_for_stage(folder, child, rng)
+                wait_for_stage(folder, child, wanted, rng.random() ** 2 * seconds.get(wanted, 0.0))
             else:
                 time.sleep(rng.uniform(0, whole_seconds * 0.8))
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 assert status == 0, status
                 break
-            if len(hit) >= kills:
+            if not wants_more():
                 assert os.waitpid(child, 0)[1] == 0
                 break
             os.kill(child, signal.SIGKILL)

@@ -285,6 +285,18 @@ def test_undecodable_files_raise_or_are_replaced_or_skipped(tmp_path, tokenizer)
     assert skipped.manifest.counts["skipped"] == 1
 
 
+def test_rows_that_cannot_be_read_are_skipped_counted_and_named(tmp_path, tokenizer, caplog):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "w1"}\n{"text": "\xff"}\n{"text": 3}\n{"text": "w2"}\n')
+    with pytest.raises(UnicodeDecodeError, match=r"a\.jsonl, line 2 at byte 10"):
+        tokenize_corpus(JSONLines(tmp_path / "a.jsonl"), tmp_path / "strict", tokenizer)
+    lines = JSONLines(tmp_path / "a.jsonl", errors="skip")
+    skipped = tokenize_corpus(lines, tmp_path / "skip", tokenizer)
+    assert stored_documents(skipped) == [[2, 5, 3], [2, 6, 3]]
+    assert skipped.manifest.counts["skipped"] == 2
+    assert skipped.manifest.stages["tokenize"]["skipped"] == ["a.jsonl:2", "a.jsonl:3"]
+    assert "skipped a.jsonl:2" in caplog.text
+
+
 def test_wrong_input_is_refused_by_name(tmp_path, tokenizer, make_tokenizer):
     with pytest.raises(FileNotFoundError, match=r"no file in `folder` .* matches `glob` '\*\.md'"):
         TextFolder(tmp_path, "*.md")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -137,13 +138,14 @@ def test_a_manifest_that_is_damaged_foreign_or_newer_is_refused(copy, tmp_path):
         "is not the manifest of a corpus": '{"details": {}, "files": {}}',
         "is damaged: its content does not have the checksum": original.replace('"chunks": ', '"chunks": 1'),
         "has format 2, this version of graft reads up to 1: upgrade": original.replace('"format": 1', '"format": 2'),
+        "has format 3, .*, or build the corpus again from stage 'tokenize'": '{"format": 3, "shards": []}',
     }
     for message, text in cases.items():
         assert text != original
         (copy / "manifest.json").write_text(text)
         with pytest.raises(CorpusError, match=message):
             Corpus(copy)
-        assert [message in fault for fault in verify_corpus(copy)] == [True]
+        assert [bool(re.search(message, fault)) for fault in verify_corpus(copy)] == [True]
     (copy / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no manifest\.json: it is no corpus"):
         Corpus(copy)

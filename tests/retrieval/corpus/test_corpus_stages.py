@@ -1,4 +1,7 @@
 import copy
+import shutil
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from graft.retrieval.corpus.corpus import Corpus
 from graft.retrieval.corpus.document_sources import DatasetRows
 from graft.retrieval.corpus.embedder import ChunkEmbedder, EmbedderSettings
 from graft.retrieval.corpus.embedding import embed_corpus
-from graft.retrieval.corpus.manifest import CorpusError
+from graft.retrieval.corpus.manifest import CorpusError, Manifest
 from graft.retrieval.corpus.neighbours import find_neighbours, open_database
 from graft.retrieval.corpus.packing import pack_sequences
 from graft.retrieval.corpus.preparation import (
@@ -18,6 +21,7 @@ from graft.retrieval.corpus.preparation import (
     refresh_neighbours,
 )
 from graft.retrieval.corpus.retro_dataset import RetroDataset
+from graft.retrieval.corpus.stage import stages_so_far
 from graft.retrieval.corpus.tokenizers_of_corpora import load_tokenizer
 
 
@@ -65,6 +69,60 @@ def test_more_neighbours_than_any_chunk_could_have_are_refused_and_nothing_chang
     assert digests(ours.folder) == before
     with pytest.warns(UserWarning, match="some rows end with -1"):
         assert refresh_neighbours(ours.folder, most).neighbours.shape == (len(ours), most)
+
+
+def test_of_missing_neighbours_is_warned_once(tmp_path, build, embedder):
+    corpus = build(tmp_path / "corpus", ["w1 " * 90, "w2 w3"], until="tokenize", shard_chunks=2)
+    assert len(corpus.shards) > 5
+    settings = PreparationSettings(ChunkSettings(8, 2), 3, 16, workers=2)
+    rows = DatasetRows([{"text": text} for text in ("w1 " * 90, "w2 w3")])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare_corpus(rows, corpus.folder, corpus.tokenizer, embedder, settings)
+    assert ["some rows end with -1" in str(warning.message) for warning in caught] == [True]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["w1 " * 30], {}, "has one document, so no chunk of another could be found"),
+        (["w1 " * 30, "w2 w3"], {"num_neighbours": 6}, "`num_neighbours` must be at most 4, .*, got 6"),
+        (["w1 " * 30, "w2 w3"], {"index": "auto", "index_memory": 100}, r"at least \d+ bytes for 5 chunks, got 100"),
+        (
+            ["w1 " * 30, "w2 w3"],
+            {"index": "ivf_flat"},
+            "`index` for 5 vectors must be one of exact, hnsw, got 'ivf_fl",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_embedded(tmp_path, embedder, texts, options, message):
+    settings = PreparationSettings(**{"chunks": ChunkSettings(8, 8), "num_neighbours": 1, **options})
+    rows = DatasetRows([{"text": text} for text in texts])
+    with pytest.raises(ValueError, match=message):
+        prepare_corpus(rows, tmp_path, embedder.tokenizer, embedder, settings)
+    assert stages_so_far(Manifest.read(tmp_path)) == {
+        "tokenize": "complete",
+        **dict.fromkeys(("embed", "index", "neighbours", "pack"), "not begun"),
+    }
+
+
+def test_a_disk_that_is_too_small_is_named_before_each_stage(tmp_path, build, embedder, monkeypatch):
+    texts, settings = ["w1 " * 30, "w2 w3"], PreparationSettings(ChunkSettings(8, 8), 1, 16, workers=1)
+    rows = DatasetRows([{"text": text} for text in texts])
+    usage = shutil.disk_usage
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(OSError, match=r"needs about 340 bytes, its disk has 10 bytes left"):
+        prepare_corpus(rows, tmp_path / "new", embedder.tokenizer, embedder, settings)
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    corpus = build(tmp_path / "corpus", texts, until="tokenize")
+    stages = [partial(embed_corpus, corpus.folder, embedder), partial(find_neighbours, corpus.folder, 1)]
+    for stage in stages:
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+            with pytest.raises(OSError, match=r"needs about \d+ bytes, its disk has 10 bytes left"):
+                stage(workers=1)
+        assert len(stage(workers=1)) == 5  # what was refused goes on where there is space
 
 
 def test_a_single_document_has_no_neighbours_at_all(tmp_path, build):

@@ -108,6 +108,26 @@ def test_building_twice_gives_the_same_bytes_and_a_finished_one_is_left_alone(em
     assert digests(embedded.folder) == once
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (
+            IndexChoice("ivf_flat", 300, 0, "", {"nlist": 8}),
+            "`nlist` 8 needs at least 312 .*, 39 for each list, got 3",
+        ),
+        (IndexChoice("ivf_flat", 300, 0, "", {"lists": 8}), r"'ivf_flat' has the parameters .* got \['lists'\]"),
+        (IndexChoice("ivf_pq", 300, 0, "", {"nlist": 2, "code_size": 5}), "`code_size` must divide the dimension 32"),
+        (IndexChoice("hnsw", 0, 0, "", {"neighbours": "many"}), "faiss refuses the index 'HNSWmany' for dimension 32"),
+        (IndexChoice("tree", 0, 0, ""), "`kind` must be one of exact, .*, got 'tree'"),
+    ],
+)
+def test_what_faiss_could_not_train_is_refused_and_nothing_is_noted(embedded, digests, choice, message):
+    before = digests(embedded.folder)
+    with pytest.raises(ValueError, match=message):
+        build_index(embedded.folder, choice)
+    assert digests(embedded.folder) == before
+
+
 def test_an_index_that_does_not_serve_is_refused(embedded, embedder):
     with pytest.raises(ValueError, match="`choice` is exact: find_neighbours searches"):
         build_index(embedded.folder, choose_index(len(embedded), 32))
