@@ -19,7 +19,7 @@ from .memory_size import MemorySize, documents_of, resolve_window
 from .read_documents import append, remember, size_of, split_documents
 from .report import AttentionReport, HeadPlace, recording
 from .retrieval_heads import retrieval_heads
-from .swapped_cross_attention import SwappedCrossAttention
+from .swapped_cross_attention import SwappedCrossAttention, add_causal_mask
 
 
 def _spelt(layers: tuple[int, ...]) -> str:
@@ -41,6 +41,8 @@ class Unlimited(Attachment):
         if any(serves(module, step) or isinstance(module, SwappedCrossAttention) for module in self.attentions):
             raise RuntimeError("`model` has a memory already: `remove()` the other attachment first.")
         with self.installing():
+            if model.config.is_encoder_decoder and encoder_decoder_family(model.config).lacks_causal_mask:
+                self.before(model.get_decoder(), add_causal_mask)
             if model.config.is_encoder_decoder and encoder_decoder_family(model.config).swapped:
                 self._swap_modules()
                 return

@@ -65,6 +65,7 @@ class EncoderDecoderFamily:
         attention: path from a layer to its cross-attention.
         swapped: the family computes its own softmax, so the module is exchanged for one of ours while attached.
         is_sparse: the encoder's output also holds the logits of routers.
+        lacks_causal_mask: given a cache, or no `input_ids`, the decoder lets tokens see those behind them.
         has_global_tokens: the encoder takes a mask of tokens that see, and are seen by, all of their window.
         window: default window where no table limits the encoder.
         encoder_positions, decoder_positions: fields of the config with the trained lengths; None: no limit.
@@ -74,6 +75,7 @@ class EncoderDecoderFamily:
     attention: str = "encoder_attn"
     swapped: bool = False
     is_sparse: bool = False
+    lacks_causal_mask: bool = False
     has_global_tokens: bool = False
     window: int | None = None
     encoder_positions: str | None = "max_position_embeddings"
@@ -116,7 +118,7 @@ ENCODER_DECODERS: dict[str, EncoderDecoderFamily] = {
     "longt5": replace(_T5, window=4096),
     "t5gemma": EncoderDecoderFamily(attention="cross_attn"),
     "mvp": replace(_BART, swapped=True),
-    "fsmt": replace(_GROWING, swapped=True),
+    "fsmt": replace(_GROWING, swapped=True, lacks_causal_mask=True),
     "led": replace(
         _BART,
         swapped=True,

@@ -62,6 +62,23 @@ class SwappedCrossAttention(nn.Module):
         return (output, weights, cache) if type(original).__name__.startswith("LED") else (output, weights)
 
 
+def add_causal_mask(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]] | None:
+    """Forward pre-hook of FSMT's decoder: behind a memory, no token sees those that follow it.
+
+    FSMT makes its causal mask from `input_ids` and without a cache only, so that several answer tokens at once, as in
+    a loss or a prompt, would see each other.
+    """
+    cache = cache_of(kwargs)
+    if memory_layer(cache, 0)[0] is None or kwargs.get("decoder_causal_mask") is not None:
+        return None
+    given: Tensor = kwargs["inputs_embeds"] if args[0] is None else args[0]
+    target, past = given.shape[1], cache.get_seq_length()
+    mask = args[1].new_full((target, past + target), -torch.inf).triu(past + 1)
+    return args, {**kwargs, "decoder_causal_mask": mask}
+
+
 def plain_attention(
     module: nn.Module,
     query: Tensor,
