@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...configuration.configuration_retro import RetroConfig
 from .dropped_attention import dropped_attention
+from .few_numbers import attend_from_one_row
 from .normalisation import GatedRMSNorm
 from .projections import make_dropout
 
@@ -79,6 +80,8 @@ class SoftmaxAttention(nn.Module):
         """
         dropout = self.dropout if self.training else 0.0
         name = self.config._attn_implementation
+        if name == "sdpa" and query.shape[2] == 1 and self.num_key_value_groups == 1 and not dropout:
+            return attend_from_one_row(query, key, value, mask, self.scaling), None
         attend: Callable[..., tuple[Tensor, Tensor | None]]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         if dropout and name == "sdpa" and query.device.type == "cpu":

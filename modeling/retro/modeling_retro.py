@@ -24,7 +24,7 @@ from .blocked_cross_entropy import blocked_cross_entropy
 from .chunked_cross_attention import ChunkedCrossAttention
 from .neighbour_encoder import NeighbourEncoder
 from .normalisation import GatedRMSNorm, deepnorm_constants, make_norm, make_residual
-from .partial_rotary import Rotary, rotary_table
+from .partial_rotary import Rotary
 from .projections import HeadProjection, InnerProjection, OutputProjection, make_feed_forward
 from .retrieval_cache import RetrievalCacheLayer, retrieval_layers
 from .retrieval_pass import (
@@ -221,8 +221,7 @@ class RetroModel(RetroPreTrainedModel):
             position_ids = self._positions(input_ids, attention_mask, past)
         hidden = self._embed(input_ids, position_ids)
         mask = create_causal_mask(self.config, hidden, attention_mask, cache, position_ids=position_ids)
-        width = self.config.rotary_width
-        table = rotary_table(position_ids, width, self.config.rope_theta, hidden.dtype)
+        table = reading.token_table(position_ids, hidden)
         encoded: Tensor | None = None
         first = self.config.cross_attention_layers[0]
         for index, layer in enumerate(self.layers):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...configuration.configuration_retro import RetroConfig
+from .few_numbers import RMSNorm
 from .projections import make_dropout
 
 Sublayer = Callable[[Tensor], Tensor]
@@ -35,7 +36,7 @@ def make_norm(config: RetroConfig, width: int) -> nn.Module:
         return GatedRMSNorm(width, config.norm_eps)
     if config.norm == "layer":
         return nn.LayerNorm(width, eps=max(config.norm_eps, 1e-5))
-    return nn.RMSNorm(width, eps=config.norm_eps)
+    return RMSNorm(width, eps=config.norm_eps)
 
 
 class PreNormResidual(nn.Module):

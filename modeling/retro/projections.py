@@ -1,11 +1,13 @@
 """Linear maps between rows and heads, and the feed-forward; fused where several read the same rows."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ...configuration.configuration_retro import RetroConfig
+from .few_numbers import GELU
 from .partial_rotary import Rotary, rotate
 
 
@@ -46,9 +48,20 @@ class InnerProjection(nn.Linear):
     """Into the inside of a feed-forward."""
 
 
-def make_dropout(share: float) -> nn.Module:
-    """Dropout of a `share` of the numbers; none costs nothing."""
-    return nn.Dropout(share) if share else nn.Identity()
+def unchanged(rows: Tensor) -> Tensor:
+    """The rows themselves."""
+    return rows
+
+
+def make_dropout(share: float) -> Callable[[Tensor], Tensor]:
+    """Dropout of a `share` of the numbers; none is a function, since calls of modules cost a token time."""
+    return nn.Dropout(share) if share else unchanged
+
+
+def make_activation(name: str) -> nn.Module:
+    """The activation of this name, as transformers knows it."""
+    activation: nn.Module = GELU() if name == "gelu" else ACT2FN[name]
+    return activation
 
 
 class FeedForward(nn.Module):
@@ -57,7 +70,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: RetroConfig, width: int, inside: int, dropout: float) -> None:
         super().__init__()
         self.up = InnerProjection(width, inside)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = make_activation(config.hidden_act)
         self.dropout = make_dropout(dropout)
         self.down = OutputProjection(inside, width)
 
@@ -72,7 +85,7 @@ class GatedFeedForward(nn.Module):
     def __init__(self, config: RetroConfig, width: int, inside: int, dropout: float) -> None:
         super().__init__()
         self.gate_and_up = InnerProjection(width, 2 * inside, bias=False)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = make_activation(config.hidden_act)
         self.dropout = make_dropout(dropout)
         self.down = OutputProjection(inside, width, bias=False)
 

@@ -33,6 +33,7 @@ class OpenChunk:
         keeps_previous: whether the chunk before the last complete one is still known.
         crossed: whether the last `crop` went back over a boundary.
         row_table: rotary table of the m rows of a group, the same for all chunks.
+        token_table: (positions, 2 rotary_dim) cos and sin of the positions so far, and of some to come.
     """
 
     def __init__(self, chunk_size: int) -> None:
@@ -44,6 +45,7 @@ class OpenChunk:
         self.keeps_previous = False
         self.crossed = False
         self.row_table: Rotary | None = None
+        self.token_table: Tensor | None = None
 
     def grid(self, new: int) -> ChunkGrid:
         """Where `new` tokens behind those seen lie among chunks."""

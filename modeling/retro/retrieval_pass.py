@@ -45,13 +45,32 @@ class RetrievalPass:
         self._row_table: Rotary | None = None
         self._key_table: Rotary | None = None
 
+    def token_table(self, positions: Tensor, like: Tensor) -> Rotary:
+        """Rotary table of the new tokens, in the dtype of `like`; on a CPU a generation looks them up in one it keeps.
+
+        Args:
+            positions: (batch or 1, new).
+        """
+        chunk = self.chunk
+        if chunk is None or positions.device.type != "cpu":  # elsewhere the largest position would be waited for
+            return self._table(positions, like)
+        lowest, highest = (int(end) for end in positions.aminmax())
+        if not 0 <= lowest <= highest < chunk.past:  # positions of the caller's own, perhaps far apart
+            return self._table(positions, like)
+        whole = chunk.token_table
+        if whole is None or whole.shape[0] <= highest or whole.dtype != like.dtype:
+            first = torch.arange(1 << highest.bit_length())[None]
+            whole = chunk.token_table = torch.cat(self._table(first, like), dim=-1).flatten(0, 2)
+        cos, sin = whole[positions][:, :, None].chunk(2, dim=-1)
+        return cos, sin
+
     def row_table(self, like: Tensor) -> Rotary:
         """Rotary table of the rows that read, in the dtype and on the device of `like`; a generation keeps it."""
         if self._row_table is None:
             whole = None if self.chunk is None else self.chunk.row_table
             if whole is None or whole[0].dtype != like.dtype or whole[0].device != like.device:
                 positions = query_positions(self.config.chunk_size, self.config.rope, like.device)[None]
-                whole = rotary_table(positions, self.config.rotary_width, self.config.rope_theta, like.dtype)
+                whole = self._table(positions, like)
                 if self.chunk is not None:
                     self.chunk.row_table = whole
             cos, sin = (self.grid.rows_of(part, self.skips_past) for part in whole)
@@ -64,9 +83,11 @@ class RetrievalPass:
             assert self.retrieved is not None
             neighbours, length = self.retrieved.shape[2:]
             positions = torch.arange(length, device=like.device).repeat(neighbours)[None]
-            width, theta = self.config.rotary_width, self.config.rope_theta
-            self._key_table = rotary_table(positions, width, theta, like.dtype)
+            self._key_table = self._table(positions, like)
         return self._key_table
+
+    def _table(self, positions: Tensor, like: Tensor) -> Rotary:
+        return rotary_table(positions, self.config.rotary_width, self.config.rope_theta, like.dtype)
 
     def encode(self, hidden: Tensor, encode: EncodeNeighbours) -> Tensor | None:
         """Encode the neighbours of completed chunks, conditioned on these; hold the tokens of the open one.
