@@ -8,6 +8,12 @@ heads that share it. The keys are those of a document read by the model, the que
 "mass" is the share of the softmax over all keys that the found ones hold; the exact best hold "most". "blocks" are the
 bounds of Quest (Tang et al. 2024, arXiv 2406.10774) used exactly: the share of blocks whose upper bound reaches the
 smallest score that is kept, so that they must be read, and the time of the bounds alone.
+
+"step" is one step of attention as a memory does it, with its softmax and its sum of values: `knn_attention` over all
+keys against `indexed_attention` over the candidates. --token times whole tokens of the model behind a memory of the
+document, exact against indexed, every layer and key head with an index of its own:
+
+python benchmarks/memory_index.py --token --model .cache/smollm2-135m-instruct --document book.txt.gz --kinds ivf_flat
 """
 
 import argparse
@@ -22,6 +28,9 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from graft import UnlimiformerConfig, unlimiform
+from graft.modeling.unlimiformer.indexed_attention import Search, indexed_attention
+from graft.modeling.unlimiformer.key_index import CODED
+from graft.modeling.unlimiformer.knn_attention import KeyChoice, knn_attention
 from graft.retrieval.datastore import Datastore
 from graft.retrieval.exact_search import inner_products, largest
 
@@ -41,9 +50,7 @@ def real_keys(arguments) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Keys (source, head_dim) and scaled queries (steps, heads of the group, head_dim) by layer and length."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    raw = arguments.document.read_bytes()
-    text = (gzip.decompress(raw) if arguments.document.suffix == ".gz" else raw).decode("utf-8", "replace")
-    ids = tokenizer(text, return_tensors="pt").input_ids
+    ids = tokenizer(text_of(arguments.document), return_tensors="pt").input_ids
     window, steps = 1024, QUERIES // 3
     found = {}
     for source in arguments.sources:
@@ -123,11 +130,12 @@ def measure(name: str, keys: torch.Tensor, asked: torch.Tensor, arguments) -> li
     """One row for each kind of index over one set of keys."""
     kept, rows = arguments.kept, []
     queries, step = asked.flatten(0, 1), asked[0]
+    values, choice = torch.randn(1, 1, *keys.shape), KeyChoice(kept)
     everything = {"keys": name, "source": len(keys), "kept": kept}
     for size in (16, 64):
         rows.append({**everything, "what": f"block bounds of {size}", **block_bounds(keys, queries, kept, size)})
     for what, (kind, parameters, options) in KINDS.items():
-        if kind == "hnsw" and len(keys) > arguments.most_hnsw:
+        if kind not in arguments.kinds or (kind == "hnsw" and len(keys) > arguments.most_hnsw):
             continue
         store = Datastore(keys.shape[1], kind, **parameters)
         build = seconds(lambda store=store: store.add(keys))
@@ -135,6 +143,10 @@ def measure(name: str, keys: torch.Tensor, asked: torch.Tensor, arguments) -> li
             {
                 "exact": lambda: exact(keys, step, kept),
                 "index": lambda store=store, options=options: store.search(step, kept, **options),
+                "exact step": lambda: knn_attention(step[None, None], keys[None, None], values, choice),
+                "step": lambda store=store, kind=kind, options=options: indexed_attention(
+                    step[None, None], keys[None, None], values, choice, offers(store, kind, kept, options)
+                ),
             },
             arguments.rounds,
         )
@@ -147,10 +159,71 @@ def measure(name: str, keys: torch.Tensor, asked: torch.Tensor, arguments) -> li
                 "exact ms": round(1e3 * statistics.median(times["exact"]), 3),
                 "ms": round(1e3 * statistics.median(times["index"]), 3),
                 "exact / index": ratio(times["exact"], times["index"]),
+                "exact step ms": round(1e3 * statistics.median(times["exact step"]), 3),
+                "step ms": round(1e3 * statistics.median(times["step"]), 3),
+                "exact step / step": ratio(times["exact step"], times["step"]),
                 **quality(keys, queries, store.search(queries, kept, **options)[1], kept),
             }
         )
     return rows
+
+
+def offers(store: Datastore, kind: str, kept: int, options: dict[str, int]) -> tuple[Search, int]:
+    """The search that a memory's index does, and how many candidates it is asked for."""
+    count = kept * CODED.get(kind, 1)
+    return lambda queries, count: store.search(queries[0, 0], count, **options)[1][None, None], count
+
+
+@torch.no_grad()
+def whole_tokens(arguments) -> list[dict]:
+    """One row for each length and kind: one token of the model behind a memory, exact against indexed."""
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    ids = tokenizer(text_of(arguments.document), return_tensors="pt").input_ids
+    rows = []
+    for source in arguments.sources:
+        options = UnlimiformerConfig(
+            window=1024, overlap=0.0, keys_per_query=arguments.kept, first_layer=arguments.first_layer
+        )
+        with unlimiform(model, options) as unlimited:
+            memory = unlimited.remember(ids[:, :source], progress=True)
+            asked = ids[:, source : source + 1]
+            for what, (kind, parameters, of_search) in KINDS.items():
+                if kind not in arguments.kinds:
+                    continue
+                built = {}
+                build = seconds(lambda: built.update(it=unlimited.indexed(memory, kind, parameters | of_search)))  # noqa: B023
+                found = built["it"]
+                times = in_turn(
+                    {
+                        "exact": lambda: model(**memory.inputs(asked)),  # noqa: B023
+                        "index": lambda: model(**found.inputs(asked)),  # noqa: B023
+                    },
+                    arguments.rounds,
+                )
+                rows.append(
+                    {
+                        "keys": f"layers from {arguments.first_layer} on, {source}",
+                        "source": source,
+                        "kept": arguments.kept,
+                        "what": what,
+                        "build s": round(build, 2),
+                        "MB": round(found.index_nbytes / 1e6, 1),
+                        "keys and values MB": round(found.nbytes / 1e6, 1),
+                        "exact token ms": round(1e3 * statistics.median(times["exact"]), 2),
+                        "token ms": round(1e3 * statistics.median(times["index"]), 2),
+                        "exact / index": ratio(times["exact"], times["index"]),
+                        "recall": round(found.recall, 4),
+                    }
+                )
+                print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def text_of(document: Path) -> str:
+    """The text of a file, possibly gzipped."""
+    raw = document.read_bytes()
+    return (gzip.decompress(raw) if document.suffix == ".gz" else raw).decode("utf-8", "replace")
 
 
 def parse(argv) -> argparse.Namespace:
@@ -158,6 +231,9 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--model", help="a folder with a Llama model, whose keys are searched")
     parser.add_argument("--document", type=Path, help="a text file, possibly gzipped, with enough tokens")
     parser.add_argument("--random", action="store_true", help="normal vectors instead")
+    parser.add_argument("--token", action="store_true", help="whole tokens of the model behind a memory")
+    parser.add_argument("--first-layer", type=int, default=0, help="from which on --token reads the memory")
+    parser.add_argument("--kinds", nargs="+", default=sorted({kind for kind, *_ in KINDS.values()}))
     parser.add_argument("--sources", nargs="+", type=int, default=[8192, 32768])
     parser.add_argument("--layers", nargs="+", type=int, default=[5, 20])
     parser.add_argument("--kept", type=int, default=64)
@@ -172,14 +248,15 @@ def parse(argv) -> argparse.Namespace:
 def main(argv=None) -> int:
     arguments = parse(argv)
     about = machine()
-    found = random_keys(arguments) if arguments.random else real_keys(arguments)
-    rows = []
+    rows = whole_tokens(arguments) if arguments.token else []
+    found = {} if arguments.token else random_keys(arguments) if arguments.random else real_keys(arguments)
     for name, (keys, asked) in found.items():
         for row in measure(name, keys, asked, arguments):
             rows.append(row)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    print("kept in", keep("memory_index-random" if arguments.random else "memory_index", settings, rows, about))
+    suffix = "-random" if arguments.random else f"-token-{max(arguments.sources)}" if arguments.token else ""
+    print("kept in", keep(f"memory_index{suffix}", settings, rows, about))
     return 0
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import BartConfig, LlamaConfig, Qwen3Config, T5Config
 
+COUNTS = ("keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch", "max_bytes", "index_refine")
+
 
 @strict
 @dataclass
@@ -40,6 +42,12 @@ class UnlimiformerConfig:
         memory_dtype: what the memory is stored in: "float32", "bfloat16", "float16", or None for the model's dtype.
         windows_per_batch: windows read in one forward pass; "auto" picks a number that suits the device.
         max_bytes: refuse, before anything is read, a memory of more bytes; None for no limit.
+        index: how the best keys of a query are found: "exact" scores every key; the others ask an index of faiss
+            (extra `faiss`) for candidates and score only these, so they may miss some: "flat" (all keys, for
+            comparison), "ivf_flat", "ivf_pq", "hnsw", "scalar". In training search is exact.
+        index_parameters: of that index, such as {"nlist": 256, "nprobe": 16}; None for its defaults.
+        index_refine: candidates asked of an index for each key that is kept; None for 4 where it ranks by codes
+            ("ivf_pq", "scalar"), else 1.
         training: what the decoder reads in training: "standard", the first window, with memory in evaluation only;
             "retrieval", its best keys of the whole document; "random", a window's worth of random tokens;
             "alternating", retrieval in even optimizer steps and random in odd ones. docs/memory.md says more.
@@ -62,12 +70,15 @@ class UnlimiformerConfig:
     memory_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     windows_per_batch: int | Literal["auto"] = "auto"
     max_bytes: int | None = None
+    index: Literal["exact", "flat", "ivf_flat", "ivf_pq", "hnsw", "scalar"] = "exact"
+    index_parameters: dict[str, int] | None = None
+    index_refine: int | None = None
     training: Literal["standard", "retrieval", "random", "alternating"] = "standard"
     memory_gradient: bool = False
 
     def validate_ranges(self) -> None:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
-        for name in ("keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch", "max_bytes"):
+        for name in COUNTS:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
@@ -80,6 +91,20 @@ class UnlimiformerConfig:
             not self.heads or min(self.heads) < 0 or len(set(self.heads)) < len(self.heads)
         ):
             raise ValueError(f"`heads` must name different heads from 0 on, or be None for all, got {self.heads}.")
+
+    def validate_index(self) -> None:
+        """Refuse an index without a choice of keys, options of an index without one, and parameters below 1."""
+        if self.index != "exact" and self.keys_per_query is None:
+            raise ValueError(
+                f"`index` {self.index!r} finds the best keys, and `keys_per_query` None keeps all of them: give a "
+                'number, or use "exact".'
+            )
+        for name in ("index_parameters", "index_refine"):
+            if self.index == "exact" and getattr(self, name) is not None:
+                raise ValueError(f'`{name}` is of an index, and `index` is "exact", got {getattr(self, name)}.')
+        for name, value in (self.index_parameters or {}).items():
+            if value < 1:
+                raise ValueError(f"`index_parameters` must be at least 1, got {value} for {name!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

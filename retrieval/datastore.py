@@ -84,11 +84,22 @@ class Datastore:
         """Bytes that the stored vectors or codes take."""
         if self.kind == "exact":
             return sum(block.nbytes for block in self._blocks)
-        if self.index is None:
-            return 0
+        return 0 if self.index is None else len(self) * self._bytes_each(self.index)
+
+    def estimate(self, count: int) -> int:
+        """What `nbytes` will be of `count` vectors of float32, before there are any.
+
+        Raises:
+            ValueError: as `check_trainable`.
+        """
+        if self.kind == "exact":
+            return 4 * self.dim * count
+        return count * self._bytes_each(new_index(self.check_trainable(count), self.dim, self.metric))
+
+    def _bytes_each(self, index: Any) -> int:
         if self.kind == "hnsw":  # the vectors, and on average two links for each of the neighbours
-            return len(self) * (4 * self.dim + 8 * int(self.parameters["neighbours"]))
-        return len(self) * int(self.index.sa_code_size())
+            return 4 * self.dim + 8 * int(self.parameters["neighbours"])
+        return int(index.sa_code_size())
 
     def train(self, vectors: Tensor, seed: int = 0) -> None:
         """Learn lists and codes from (count, dim) vectors, at most 64 per list; kinds that learn nothing return.
@@ -101,9 +112,9 @@ class Datastore:
             return
         if len(self):
             raise ValueError(f"{self} cannot be trained again; make a new one.")
+        factory = self.check_trainable(len(vectors))
         if "nlist" in self.parameters and self.parameters["nlist"] is None:
             self.parameters["nlist"] = choose_nlist(len(vectors))
-        factory = factory_string(self.kind, self.dim, len(vectors), self.parameters)
         self.index = new_index(factory, self.dim, self.metric)
         if self.kind == "hnsw":
             self.index.hnsw.efConstruction = self.parameters["ef_construction"]
@@ -112,6 +123,14 @@ class Datastore:
             chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:most])
             with one_faiss_thread():
                 self.index.train(_array(vectors)[chosen])
+
+    def check_trainable(self, count: int) -> str:
+        """Refuse a store that `count` vectors cannot train; returns what faiss calls its index, "" if exact.
+
+        Raises:
+            ValueError: too few vectors for its lists, or a parameter that does not fit the dimension.
+        """
+        return "" if self.kind == "exact" else factory_string(self.kind, self.dim, count, self.parameters)
 
     def add(self, vectors: Tensor, ids: np.ndarray | None = None) -> None:
         """Append (count, dim) vectors; a store that must be trained is, on the first ones.

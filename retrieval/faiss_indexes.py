@@ -13,6 +13,8 @@ import numpy as np
 MINIMUM_POINTS = 39
 """Per centroid, below which k-means does not find what is there."""
 TRAINING_POINTS = 64
+CODES = 256
+"""Centroids of each byte of a product quantizer, which needs as many vectors."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "flat": {},
@@ -50,7 +52,7 @@ def factory_string(kind: str, dim: int, count: int, parameters: Mapping[str, Any
     """What faiss calls the index, for `count` vectors.
 
     Raises:
-        ValueError: too many lists for so few vectors, or a code size that does not fit.
+        ValueError: too many lists or codes for so few vectors, or a code size that does not fit.
     """
     if kind in ("flat", "scalar", "hnsw"):
         return {"flat": "Flat", "scalar": "SQ8", "hnsw": f"HNSW{parameters.get('neighbours', 32)}"}[kind]
@@ -63,6 +65,8 @@ def factory_string(kind: str, dim: int, count: int, parameters: Mapping[str, Any
     if kind in ("ivf_flat", "ivf_sq8"):
         return f"IVF{nlist},{'Flat' if kind == 'ivf_flat' else 'SQ8'}"
     size = parameters["code_size"]
+    if count < CODES:
+        raise ValueError(f"codes of {size} bytes need at least {CODES} training vectors, got {count}.")
     if kind == "opq_ivf_pq":
         coarse = f"IVF{nlist}_HNSW32" if nlist >= 256 else f"IVF{nlist}"
         return f"OPQ{size}_{4 * size},{coarse},PQ{size}"

@@ -26,6 +26,7 @@ NEEDS = {
     "composition": ["peft"],
     "graphs": ["peft"],
     "retrofit": ["peft"],
+    "memory": ["faiss"],
     "query_plans": ["duckdb"],
     "scale": ["faiss"],
 }

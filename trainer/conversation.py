@@ -23,7 +23,8 @@ from transformers import TextStreamer
 from graft.atomic_files import new_folder, write_json
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
-from graft.modeling.unlimiformer.memory import DESCRIPTION_FILE, Memory
+from graft.modeling.unlimiformer.memory import Memory
+from graft.modeling.unlimiformer.memory_files import DESCRIPTION_FILE
 from graft.modeling.unlimiformer.report import AttentionReport, HeadPlace, Passage
 from graft.modeling.unlimiformer.retrieval_heads import retrieval_heads
 from graft.trainer.abilities import has_own_memory

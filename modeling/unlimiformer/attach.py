@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,9 @@ from .attend import offer_memory
 from .calibration import Calibration, calibrate, far_attention
 from .families import encoder_decoder_family, memory_layers
 from .given_documents import check_global
-from .memory import Memory, keys_rule
+from .index_recall import indexed
+from .keys_rule import keys_rule
+from .memory import Memory
 from .memory_attentions import memory_attentions
 from .memory_size import MemorySize, documents_of, resolve_window
 from .read_documents import append, remember, size_of, split_documents
@@ -62,6 +65,7 @@ class Unlimited(Attachment):
     def __repr__(self) -> str:
         state = "" if self.is_attached else ", removed"
         rule = keys_rule(self.config, self.window)
+        rule += "" if self.config.index == "exact" else f", index {self.config.index}"
         layers = _spelt(memory_layers(self.config, self.model.config))
         return f"Unlimited({type(self.model).__name__}, {rule}, {layers}, window {self.window}{state})"
 
@@ -123,6 +127,31 @@ class Unlimited(Attachment):
         self.check_attached()
         documents = (input_ids, attention_mask)
         return append(self.model, memory, self.config, documents, progress, global_attention_mask)
+
+    def indexed(
+        self,
+        memory: Memory,
+        index: str,
+        index_parameters: dict[str, int] | None = None,
+        index_refine: int | None = None,
+        progress: bool = False,
+    ) -> Memory:
+        """The same memory, its keys searched another way; the options are those of UnlimiformerConfig.
+
+        Args:
+            memory: made by this model; no vector of it is copied.
+            index: "exact" to take an index away.
+            index_parameters, index_refine: of the index.
+            progress: show a bar.
+
+        Raises:
+            ImportError: faiss is missing.
+            ValueError: an option is out of range, or does not fit the keys.
+            RuntimeError: the attachment was removed.
+        """
+        self.check_attached()
+        changes: dict[str, Any] = {"index": index, "index_parameters": index_parameters, "index_refine": index_refine}
+        return indexed(self.model, replace(memory, config=replace(memory.config, **changes)), progress)
 
     def estimate(self, tokens: int | Sequence[int], prefix: int = 0) -> MemorySize:
         """Bytes of the memory of documents of so many tokens, and the windows to be read, `prefix` more in each."""

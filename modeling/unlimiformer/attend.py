@@ -13,8 +13,9 @@ from transformers import EncoderDecoderCache
 from ..attachment import AttentionFunction, AttentionOutput
 from ..transformers_compat import cache_of
 from .families import projections
-from .knn_attention import add_sink, knn_attention, local_attention, merge_attention
-from .memory_cache import LayerMemory, MemoryCacheLayer, memory_layer, with_softcap
+from .knn_attention import add_sink, local_attention, merge_attention
+from .layer_memory import LayerMemory, with_softcap
+from .memory_cache import MemoryCacheLayer, memory_layer
 from .report import AttentionCall, QueryLayout
 
 
@@ -189,12 +190,10 @@ def _read(
         split = counted.unflatten(2, (layout.groups, layout.repeats, target))
         return rows.from_grid(split.permute(0, 3, 1, 2, *range(4, split.ndim)).flatten(2, 3))
 
-    blocks: list[tuple[int, Tensor, Tensor | None, Tensor]] = []
+    blocks: list[tuple[Any, ...]] = []
     record = None if memory.is_window else layer.record
     observe = None if record is None else lambda *block: blocks.append(block)
-    output, total = knn_attention(
-        by_document(grid), memory.keys, memory.values, memory.choice, _visible(memory, layout), dropout, observe
-    )
+    output, total = memory.attend(by_document(grid), _visible(memory, layout), dropout, observe)
     if record is not None:
         share = None
         if local_total is not None:

@@ -23,6 +23,7 @@ from .families import (
     model_shape,
     trained_positions,
 )
+from .index_recall import indexed
 from .memory import Memory
 from .positions import memory_positions, rotate
 from .report import AttentionReport
@@ -101,7 +102,8 @@ def calibrate(
 ) -> Calibration:
     """Choose how to read a memory by the losses of the document's own last tokens, of which it holds no trace then.
 
-    Costs one forward of `local_tokens` + `tokens` tokens for each candidate and document.
+    Costs one forward of `local_tokens` + `tokens` tokens for each candidate and document. Candidates are compared by
+    exact search; an index, if the memory has one, is built anew for the one that is taken.
 
     Args:
         model: a decoder whose attention is served, which made the memory.
@@ -141,7 +143,7 @@ def calibrate(
             found.append(next_token_losses(model, as_read(model, alone, candidate, before).inputs(text), tokens))
     trials = ranked(torch.cat(plain), [(c, torch.cat(found)) for c, found in zip(chosen, losses, strict=True)], margin)
     best = trials[0].config
-    return Calibration(None if best is None else as_read(model, memory, best), trials)
+    return Calibration(None if best is None else indexed(model, as_read(model, memory, best)), trials)
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ from ...retrieval.exact_search import gathered_sums, inner_products, largest, we
 SCORES_BYTES = 256 * 2**20
 """Most bytes of scores held at a time; more queries are processed in blocks."""
 
-Observer = Callable[[int, Tensor, Tensor | None, Tensor], None]
+Observer = Callable[..., None]
 """`observe(first_query, weights, ids, mass)` sees each block: its weights (documents, heads, count, kept), the ids
-they belong to (None: all keys in order) and the share of the softmax over all keys that was kept (..., count)."""
+they belong to (None: all keys in order) and the share of the softmax over all keys that was kept (..., count). Where
+an index chose, a fifth argument is the share of the exact best keys that is among them (..., count)."""
 
 
 @dataclass(frozen=True)

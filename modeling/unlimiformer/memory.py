@@ -1,20 +1,16 @@
 """A document as the model read it: a value that any number of questions, threads and generations share."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, MoEModelOutput
 
-from ...atomic_files import new_folder, read_manifest, write_json, write_manifest
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..transformers_compat import cache_argument
 from .families import (
@@ -25,13 +21,14 @@ from .families import (
     model_shape,
     trained_positions,
 )
+from .key_index import KeyIndex, candidates_per_query, check_index, key_ranges, needs_index
+from .keys_rule import keys_per_query, keys_rule
 from .knn_attention import KeyChoice
-from .memory_cache import DocumentRows, LayerMemory, MemoryCacheLayer, PlaceholderLayer
+from .layer_memory import IndexedLayerMemory, LayerMemory
+from .memory_cache import DocumentRows, MemoryCacheLayer, PlaceholderLayer
+from .memory_files import INDEX_FOLDER, read_memory_files, write_memory_files
 from .positions import memory_positions
 from .report import AttentionReport, current_report
-
-TENSORS_FILE = "memory.safetensors"
-DESCRIPTION_FILE = "memory.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,8 @@ class Memory:
         window_keys, window_values: what layers, heads or steps that read only the first window see of it.
         prefixes: first tokens of each document that stood in front of each of its windows; empty if none did.
         global_tokens: like `input_ids`, True for tokens that were read with global attention; None if none were.
+        indexes: over "hidden" or "keys.3", ..., as `tensors()` names them; empty where search is exact.
+        recall: share of the exact best keys that they found when they were built, None if it was not measured.
     """
 
     config: UnlimiformerConfig
@@ -67,6 +66,8 @@ class Memory:
     window_values: dict[int, Tensor] = field(default_factory=dict)
     prefixes: tuple[int, ...] = ()
     global_tokens: Tensor | None = None
+    indexes: dict[str, KeyIndex] = field(default_factory=dict)
+    recall: float | None = None
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -83,13 +84,21 @@ class Memory:
 
     @property
     def rule(self) -> str:
-        """ "exact" where every query sees every key, else "keys k of n"."""
-        return keys_rule(self.config, self.window, int(self.lengths.max()))
+        """ "exact" where every query sees every key, else "keys k of n", with the index that finds them, if any."""
+        rule = keys_rule(self.config, self.window, int(self.lengths.max()))
+        if self.indexes:
+            rule += f", index {self.config.index}"
+        return rule if self.recall is None else f"{rule}, recall {self.recall:.2f}"
 
     @property
     def nbytes(self) -> int:
         """Bytes of the stored vectors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    @property
+    def index_nbytes(self) -> int:
+        """Bytes that indexes take beside the stored vectors."""
+        return sum(index.nbytes for index in self.indexes.values())
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -104,13 +113,14 @@ class Memory:
         return named
 
     def with_tensors(self, named: dict[str, Tensor], **changes: Any) -> "Memory":
-        """The same memory of other vectors, named as in `tensors()`, and with other fields."""
+        """The same memory of other vectors, named as in `tensors()`, and with other fields; it has no index."""
         by_name: dict[str, Any] = {name: {} for name in ("keys", "values", "window_keys", "window_values")}
         for key, tensor in named.items():
             if key != "hidden":
                 name, layer = key.split(".")
                 by_name[name][int(layer)] = tensor
-        return replace(self, hidden=named.get("hidden"), **by_name, **changes)
+        unindexed: dict[str, Any] = {"indexes": {}, "recall": None}
+        return replace(self, hidden=named.get("hidden"), **by_name, **{**unindexed, **changes})
 
     def select(self, rows: Sequence[int]) -> "Memory":
         """A memory whose batch rows ask these documents; repeating one copies nothing.
@@ -132,13 +142,48 @@ class Memory:
             lengths=self.lengths[first:last],
             documents=tuple(document - first for document in wanted),
             prefixes=self.prefixes[first:last],
+            indexes={name: index.select(first, last) for name, index in self.indexes.items()},
+            recall=self.recall,
             global_tokens=None if self.global_tokens is None else self.global_tokens[first:last],
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Memory":
-        """The same memory on another device or in another floating-point dtype."""
-        moved = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()}
-        return self.with_tensors(moved, input_ids=self.input_ids.to(device))
+        """The same memory on another device or in another floating-point dtype.
+
+        Indexes stay on the CPU; over vectors that change they are built anew, and their recall is not measured.
+        """
+        before = self.tensors()
+        named = {name: tensor.to(device=device, dtype=dtype) for name, tensor in before.items()}
+        moved = self.with_tensors(named, input_ids=self.input_ids.to(device))
+        if all(named[name].dtype == tensor.dtype for name, tensor in before.items()):
+            return replace(moved, indexes=self.indexes, recall=self.recall)
+        return moved.indexed() if self.indexes else moved
+
+    def indexed(self, progress: bool = False) -> "Memory":
+        """The same memory with the indexes that `config.index` asks for; none where a query keeps all keys anyway.
+
+        Args:
+            progress: show a bar.
+
+        Raises:
+            ImportError: faiss is missing.
+            ValueError: `index_parameters` do not fit the keys.
+        """
+        if not needs_index(self.config, self.window, self.input_ids.shape[1]):
+            return replace(self, indexes={}, recall=None)
+        ranges = key_ranges(self.config, self.window, self.lengths.tolist())
+        kept = keys_per_query(self.config, self.window) or 0
+        named = self._searched()
+        check_index(self.config, self.window, self.lengths.tolist(), next(iter(named.values())).shape[-1])
+        bar = tqdm(named.items(), unit="layer", desc="indexing", disable=not progress)
+        built = {name: KeyIndex.build(keys, ranges, self.config, kept) for name, keys in bar}
+        return replace(self, indexes=built, recall=None)
+
+    def _searched(self) -> dict[str, Tensor]:
+        """What queries are compared with: (documents, key heads, source, dim) each, by its name in `tensors()`."""
+        if self.hidden is not None:
+            return {"hidden": self.hidden.unsqueeze(1)}
+        return {f"keys.{layer}": keys for layer, keys in self.keys.items()}
 
     # What a model is given
 
@@ -184,18 +229,24 @@ class Memory:
                 f"{tuple(question_mask.shape)}."
             )
 
+    def room(self) -> int | None:
+        """Positions that question and answer may take behind the memory, None where nothing limits them."""
+        trained = trained_positions(self.model_config, "decoder")
+        if trained is None or has_scaled_positions(self.model_config):
+            return None
+        return trained - (0 if self.is_encoder_decoder else max(map(self.positions_taken, self.documents)))
+
     def _check_room(self, question: int, new: int) -> None:
-        taken = 0 if self.is_encoder_decoder else max(map(self.positions_taken, self.documents))
-        room = trained_positions(self.model_config, "decoder")
-        if room is None or has_scaled_positions(self.model_config):
-            return
+        room = self.room()
         # The last new token is never placed; `generate` may begin a decoder's prompt with a token of its own.
         placed = question + max(new - 1, 0) + (self.is_encoder_decoder and question > 1 and new > 0)
-        if taken + placed > room:
+        if room is not None and placed > room:
+            trained = trained_positions(self.model_config, "decoder") or 0
+            taken = trained - room
             prompt = "the decoder's prompt" if self.is_encoder_decoder else "`question_ids`"
             asked = f"{prompt} has {question} tokens" + (f" and `max_new_tokens` is {new}" if new else "")
             raise ValueError(
-                f"{asked} after {taken} positions of memory, and the model was trained on {room}: ask for less"
+                f"{asked} after {taken} positions of memory, and the model was trained on {trained}: ask for less"
                 + (", or set a smaller `window`." if taken else ".")
             )
 
@@ -213,7 +264,7 @@ class Memory:
         else:
             keys, values = self.keys[layer], self.values[layer]
         excluded = self.window if self.config.exclude_window else 0
-        return LayerMemory(
+        read = (
             keys,
             values,
             _visible(self.lengths, keys, excluded),
@@ -223,6 +274,10 @@ class Memory:
             window,
             self.config.first_step == "window",
         )
+        index = self.indexes.get("hidden" if self.hidden is not None else f"keys.{layer}")
+        if index is None:
+            return LayerMemory(*read)
+        return IndexedLayerMemory(*read, index=index, candidates=candidates_per_query(self.config, self.window))
 
     def _cross_inputs(
         self, prompt_ids: Tensor | None, prompt_mask: Tensor | None, record: AttentionReport | None
@@ -278,7 +333,7 @@ class Memory:
     # On disk
 
     def save_pretrained(self, folder: str | Path, replace: bool = False) -> Path:
-        """Write the memory to `folder`, whole or not at all: safetensors, a JSON description, checksums.
+        """Write the memory to `folder`, whole or not at all: safetensors, indexes, a JSON description, checksums.
 
         Args:
             folder: new, or empty.
@@ -287,8 +342,7 @@ class Memory:
         Raises:
             FileExistsError: the folder holds something already and `replace` is false.
         """
-        named = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
-        named |= {"input_ids": self.input_ids, "lengths": self.lengths}
+        named = {**self.tensors(), "input_ids": self.input_ids, "lengths": self.lengths}
         if self.global_tokens is not None:
             named["global_tokens"] = self.global_tokens
         description = {
@@ -299,11 +353,10 @@ class Memory:
             "fingerprint": self.fingerprint,
             "documents": list(self.documents),
             "prefixes": list(self.prefixes),
+            "is_indexed": bool(self.indexes),
+            "recall": self.recall,
         }
-        with new_folder(folder, replace) as new:
-            save_file({name: tensor.contiguous() for name, tensor in named.items()}, new / TENSORS_FILE)
-            write_json(new / DESCRIPTION_FILE, description)
-            write_manifest(new, {"kind": "graft.Memory"})
+        write_memory_files(Path(folder), named, description, self.indexes, replace)
         return Path(folder)
 
     @classmethod
@@ -312,6 +365,8 @@ class Memory:
     ) -> "Memory":
         """Load a memory for `model`; its tensors are mapped from the file and never copied, only paged in when read.
 
+        Its indexes, if it has some, are read whole, with checksums.
+
         Args:
             folder: written by `save_pretrained`.
             model: the model that will read it.
@@ -319,31 +374,12 @@ class Memory:
             verify: compare checksums, which reads the file once; otherwise sizes only, and loading takes no time.
 
         Raises:
+            ImportError: it has an index, and faiss is missing.
             ValueError: a file is missing, truncated or damaged (it is named), or other weights made the memory.
         """
-        folder = Path(folder)
         if hasattr(model, "get_base_model"):  # a PEFT model around it
             model = model.get_base_model()  # type: ignore[operator]
-        try:
-            read_manifest(folder, verify)
-            description = json.loads((folder / DESCRIPTION_FILE).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"`folder` {folder} holds no whole memory: {error}") from error
-        shape = model_shape(model.config)._asdict()
-        if description["shape"] != shape:
-            raise ValueError(
-                f"`folder` {folder} was made by a model with other layers: {description['shape']}, this "
-                f"{model.config.model_type} has {shape}."
-            )
-        found = model_fingerprint(model)
-        if strict and description["fingerprint"] != found:
-            raise ValueError(
-                f"`folder` {folder} was made by weights {description['fingerprint']} of a "
-                f"{description['model_type']}, this {model.config.model_type} has {found}. Remember again, or pass "
-                "strict=False to use it as it is."
-            )
-        with safe_open(str(folder / TENSORS_FILE), framework="pt") as file:
-            named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        description, named = read_memory_files(Path(folder), model, strict, verify)
         empty = cls(
             UnlimiformerConfig(**description["config"]),
             model.config,
@@ -355,7 +391,16 @@ class Memory:
             prefixes=tuple(description["prefixes"]),
             global_tokens=named.pop("global_tokens", None),
         )
-        return empty.with_tensors(named)
+        loaded = empty.with_tensors(named)
+        if not description.get("is_indexed"):
+            return loaded
+        kept = keys_per_query(loaded.config, loaded.window) or 0
+        ranges = key_ranges(loaded.config, loaded.window, loaded.lengths.tolist())
+        indexes = {
+            name: KeyIndex.load(Path(folder) / INDEX_FOLDER / name, ranges, keys.shape, loaded.config, kept)
+            for name, keys in loaded._searched().items()
+        }
+        return replace(loaded, indexes=indexes, recall=description["recall"])
 
 
 def _visible(lengths: Tensor, keys: Tensor, excluded: int = 0) -> Tensor | None:
@@ -365,36 +410,3 @@ def _visible(lengths: Tensor, keys: Tensor, excluded: int = 0) -> Tensor | None:
     visible = places < lengths[:, None]
     visible &= (places >= excluded) | (lengths[:, None] <= excluded)
     return None if bool(visible.all()) else visible.to(keys.device)
-
-
-def keys_per_query(config: UnlimiformerConfig, window: int) -> int | None:
-    """How many keys each query keeps: `keys_per_query` with "window" spelt out; None for all."""
-    return window if config.keys_per_query == "window" else config.keys_per_query
-
-
-def keys_rule(config: UnlimiformerConfig, window: int, source: int | None = None) -> str:
-    """ "exact" where every query of the layers in range sees every key of `source`, else "keys k of n" and more."""
-    kept = keys_per_query(config, window)
-    limits = [
-        ("first window hidden", config.exclude_window and (source is None or source > window)),
-        (f"heads {config.heads}", config.heads is not None),
-        ("first step reads the window", config.first_step == "window"),
-    ]
-    said = [name for name, applies in limits if applies]
-    if kept is None or (source is not None and kept >= source):
-        return ", ".join(["all keys", *said]) if said else "exact"
-    return ", ".join([f"keys {kept} of {'n' if source is None else source}", *said])
-
-
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """A short digest of a model's weights: names, shapes, dtypes and up to 64 evenly spaced numbers of each.
-
-    It tells apart checkpoints and training steps, not a change of single numbers.
-    """
-    digest = hashlib.sha256(model.config.model_type.encode())
-    for name, tensor in sorted(model.named_parameters()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:16]

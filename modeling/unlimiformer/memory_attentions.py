@@ -18,6 +18,7 @@ from .families import (
     model_shape,
     rope_parameters,
 )
+from .key_index import new_store
 from .remember import folds
 
 
@@ -25,6 +26,7 @@ def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tup
     """The attention modules that will be served, one for each decoder layer, and the step that serves them.
 
     Raises:
+        ImportError: an index is asked for and faiss is missing.
         TypeError: the model is of no supported family; says why and lists those that are.
         ValueError: an option does not fit the model.
     """
@@ -53,6 +55,8 @@ def memory_attentions(model: PreTrainedModel, config: UnlimiformerConfig) -> tup
     else:
         _check_decoder(model, config)
     memory_layers(config, model.config)
+    if config.index != "exact":
+        new_store(config, model_shape(model.config).head_dim)
     heads = model_shape(model.config).heads
     if config.heads is not None and max(config.heads) >= heads:
         raise ValueError(f"`heads` must lie in [0, {heads}) for this model, got {config.heads}.")

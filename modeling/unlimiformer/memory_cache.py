@@ -5,7 +5,6 @@ document and never copied: each row carries the number of its document.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..cache_layers import CacheLayerWrapper
 from ..transformers_compat import ASSISTED_SINCE, ASSISTS_FROM_A_CACHE
-from .knn_attention import KeyChoice
+from .layer_memory import LayerMemory
 from .report import AttentionReport
 
 
@@ -96,38 +95,6 @@ class DocumentRows:
                 to_grid[slot], from_grid[row] = row, slot
             self._slots = to_grid.view(self.count, width), from_grid
         return self._slots
-
-
-@dataclass(frozen=True)
-class LayerMemory:
-    """What one layer reads of the memory.
-
-    Args:
-        keys, values: (documents, key_value_heads, source, head_dim), or (documents, 1, source, hidden_size) twice the
-            same tensor if `is_hidden`, to be projected by the layer's own weights.
-        visible: (documents, source), False at padding and excluded keys; None if all may be seen.
-        choice: how many keys a query keeps.
-        heads: heads that read the memory, None for all.
-        is_hidden: whether hidden states are stored instead of keys and values.
-        window: keys, values and visibility of the first window, for heads and steps that read only that.
-        window_first: whether the first decoded token reads the window.
-        is_window: whether this is itself a first window, which no report counts as memory.
-    """
-
-    keys: Tensor
-    values: Tensor
-    visible: Tensor | None
-    choice: KeyChoice
-    heads: tuple[int, ...] | None = None
-    is_hidden: bool = False
-    window: "LayerMemory | None" = None
-    window_first: bool = False
-    is_window: bool = False
-
-
-def with_softcap(memory: LayerMemory, softcap: float | None) -> LayerMemory:
-    """The same memory, its scores capped as the attention that reads it caps them."""
-    return memory if softcap is None else replace(memory, choice=replace(memory.choice, softcap=softcap))
 
 
 class MemoryCacheLayer(CacheLayerWrapper):

@@ -16,18 +16,25 @@ from .families import (
     model_shape,
     trained_positions,
 )
+from .key_index import index_bytes
 from .remember import Documents
 
 
 class MemorySize(NamedTuple):
-    """Bytes of the stored vectors (`Memory.nbytes`), windows to be read, and tokens in them with their overlaps."""
+    """Bytes of the stored vectors (`Memory.nbytes`), windows to be read, and tokens in them with their overlaps.
+
+    `index_nbytes` are those of `Memory.index_nbytes`.
+    """
 
     nbytes: int
     windows: int
     tokens_read: int
+    index_nbytes: int = 0
 
     def __str__(self) -> str:
-        return f"{self.nbytes / 2**20:,.1f} MB from {self.windows:,} windows of {self.tokens_read:,} tokens together"
+        index = f" and {self.index_nbytes / 2**20:,.1f} MB of indexes" if self.index_nbytes else ""
+        read = f"{self.windows:,} windows of {self.tokens_read:,} tokens together"
+        return f"{self.nbytes / 2**20:,.1f} MB{index} from {read}"
 
 
 def resolve_window(model_config: PreTrainedConfig, config: UnlimiformerConfig) -> int:
@@ -111,7 +118,9 @@ def memory_size(
         others = shape.layers if windowed else shape.layers - len(layers)
         nbytes += count * min(longest, window) * others * both * dtype.itemsize
     readings = documents.readings(window, config.overlap, causal=not model_config.is_encoder_decoder)
-    return MemorySize(nbytes, len(readings), sum(reading.length for reading in readings))
+    dim, stores = (shape.head_dim, len(layers) * shape.key_heads) if keys else (encoder_width(model_config), 1)
+    indexes = stores * index_bytes(config, window, documents.lengths.tolist(), dim)
+    return MemorySize(nbytes, len(readings), sum(reading.length for reading in readings), indexes)
 
 
 def check_budget(size: MemorySize, config: UnlimiformerConfig, keys: bool, is_encoder_decoder: bool) -> None:
@@ -120,16 +129,19 @@ def check_budget(size: MemorySize, config: UnlimiformerConfig, keys: bool, is_en
     Raises:
         ValueError: names both numbers and the options that would make it smaller.
     """
-    if config.max_bytes is None or size.nbytes <= config.max_bytes:
+    wanted = size.nbytes + size.index_nbytes
+    if config.max_bytes is None or wanted <= config.max_bytes:
         return
     ways = ["give fewer or shorter documents", "let fewer layers read it (`first_layer`)"]
     if not keys:
         ways = ways[:1]
+    if size.index_nbytes:
+        ways.append('search it exactly (`index` "exact")')
     if keys and is_encoder_decoder:
         ways.append('keep the encoder\'s output only (`store` "hidden")')
     if config.memory_dtype in (None, "float32"):
         ways.append('store it in half precision (`memory_dtype` "bfloat16")')
     raise ValueError(
-        f"`max_bytes` is {config.max_bytes:,} and the memory would take {size.nbytes:,} bytes: raise it, or "
+        f"`max_bytes` is {config.max_bytes:,} and the memory would take {wanted:,} bytes: raise it, or "
         f"{', or '.join(ways)}."
     )

@@ -7,11 +7,14 @@ from transformers import PreTrainedModel
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import device_of
 from .append_to_memory import check_appendable, grown, joined
-from .families import has_scaled_positions, key_rotations, trained_positions
+from .families import encoder_width, has_scaled_positions, key_rotations, model_shape, trained_positions
 from .given_documents import Padded, global_tokens, with_prefixes
-from .memory import Memory, model_fingerprint
+from .index_recall import indexed
+from .key_index import check_index
+from .memory import Memory
 from .memory_attentions import memory_attentions
 from .memory_size import MemorySize, check_budget, memory_size, resolve_window
+from .model_fingerprint import model_fingerprint
 from .remember import (
     Documents,
     check_weights_in_place,
@@ -42,7 +45,8 @@ def remember(
         real = with_prefixes(model, window, real, tokens)
     elif prefix_mask is not None:
         raise ValueError("`prefix_mask` says which of `prefix_ids` are real, but `prefix_ids` is None.")
-    return _read(model, config, real, progress)
+    _check_index(model, config, real)
+    return indexed(model, _read(model, config, real, progress), progress)
 
 
 def append(
@@ -60,12 +64,20 @@ def append(
     more_global = global_tokens(model, documents, global_attention_mask)
     both = grown(memory, (ids.to(memory.input_ids.device), lengths), more_global)
     rotations = {} if memory.is_encoder_decoder else key_rotations(model)
-    return joined(memory, _read(model, config, both, progress), both, rotations)
+    _check_index(model, memory.config, both)
+    return indexed(model, joined(memory, _read(model, config, both, progress), both, rotations), progress)
 
 
 def size_of(model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents) -> MemorySize:
     """What remembering `documents` will cost, adapters included."""
     return memory_size(model.config, documents, config, model.dtype, _keeps_keys(model, config))
+
+
+def _check_index(model: PreTrainedModel, config: UnlimiformerConfig, documents: Documents) -> None:
+    """Refuse an index that cannot be built over these documents before they are read."""
+    shape, keeps_keys = model_shape(model.config), _keeps_keys(model, config)
+    dim = shape.head_dim if keeps_keys else encoder_width(model.config)
+    check_index(config, resolve_window(model.config, config), documents.lengths.tolist(), dim)
 
 
 def _keeps_keys(model: PreTrainedModel, config: UnlimiformerConfig) -> bool:

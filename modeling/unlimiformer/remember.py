@@ -19,7 +19,8 @@ from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import device_of
 from ..transformers_compat import cache_argument
 from .families import encoder_width, key_rotations, memory_layers, model_shape, projections
-from .memory import Memory, model_fingerprint
+from .memory import Memory
+from .model_fingerprint import model_fingerprint
 from .positions import memory_positions, rotate
 from .windows import Window, plan_windows
 

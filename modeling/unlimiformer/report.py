@@ -71,6 +71,7 @@ class AttentionReport:
         self._details: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # step, layer -> ids, weights
         self._layers: set[int] = set()
         self._mass: list[float] = []
+        self._recall: list[float] = []
         self._memory_share: list[float] = []
         self._far: dict[int, list[Tensor]] = {}  # layer -> (heads,) of each step
 
@@ -78,21 +79,20 @@ class AttentionReport:
         """Note the documents that will be read: (documents, longest) and (documents,)."""
         self.input_ids, self.lengths = input_ids, lengths.tolist()
 
-    def add(
-        self, call: AttentionCall, blocks: list[tuple[int, Tensor, Tensor | None, Tensor]], share: Tensor | None
-    ) -> None:
+    def add(self, call: AttentionCall, blocks: list[tuple[Any, ...]], share: Tensor | None) -> None:
         """Note one attention call.
 
         Args:
             call: which one.
-            blocks: what `knn_attention` observed: (first query, weights, ids, mass), in order.
+            blocks: what attention showed its `Observer`: (first query, weights, ids, mass), in order; and the recall
+                of an index.
             share: (documents, key heads, count) of the whole softmax that fell on the memory, None for all of it.
         """
         weights = torch.cat([block[1] for block in blocks], dim=2).float().cpu()
         mass = torch.cat([block[3] for block in blocks], dim=2).float().cpu()
         ids = torch.arange(weights.shape[-1]).expand_as(weights)
         if blocks[0][2] is not None:
-            ids = torch.cat([block[2] for block in blocks if block[2] is not None], dim=2).cpu()
+            ids = torch.cat([block[2] for block in blocks], dim=2).cpu()
         shares = torch.ones(weights.shape[:3]) if share is None else share.float().cpu()
         # (documents, heads, target, ...) of the first row that asks each document
         weights, mass, ids, shares = (_first_rows(tensor, call.layout) for tensor in (weights, mass, ids, shares))
@@ -102,6 +102,9 @@ class AttentionReport:
             return
         self._layers.add(call.layer)
         self._mass.append(mass[:, heads, skipped:].mean().item())
+        if len(blocks[0]) > 4:
+            recall = _first_rows(torch.cat([block[4] for block in blocks], dim=2).float().cpu(), call.layout)
+            self._recall.append(recall[:, heads, skipped:].mean().item())
         self._memory_share.append(shares[:, heads, skipped:].mean().item())
         read = torch.zeros_like(weights)
         read[:, heads] = (weights * shares.unsqueeze(-1))[:, heads]
@@ -129,6 +132,11 @@ class AttentionReport:
     def mass(self) -> float:
         """Mean share of the softmax over all of the memory's keys that the kept keys hold; 1 if all were kept."""
         return sum(self._mass) / max(len(self._mass), 1)
+
+    @property
+    def recall(self) -> float:
+        """Mean share of the exact best keys that an index found; 1 where all keys were searched."""
+        return sum(self._recall) / len(self._recall) if self._recall else 1.0
 
     @property
     def memory_share(self) -> float:

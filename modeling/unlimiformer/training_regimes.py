@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from .attach import unlimiform
 from .knn_attention import KeyChoice
+from .layer_memory import LayerMemory
 from .memory import Memory
-from .memory_cache import LayerMemory
 from .read_documents import read_documents
 from .remember import Documents, real_tokens, vocabulary_size
 
@@ -80,7 +80,7 @@ def retrieval(memory: Memory, step: int) -> Memory:
 def random_encoded(memory: Memory, step: int) -> Memory:
     """Each layer reads a random part, another in each step."""
     given = {field.name: getattr(memory, field.name) for field in fields(Memory)}
-    return SampledMemory(**given, seed=step)
+    return SampledMemory(**{**given, "indexes": {}}, seed=step)  # all that was drawn is read
 
 
 def alternating(memory: Memory, step: int) -> Memory:

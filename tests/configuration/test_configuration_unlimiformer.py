@@ -58,6 +58,9 @@ WRONG_TYPES = {
     "memory_dtype": ["float64", "bf16"],
     "windows_per_batch": [None, "all", 1.5],
     "max_bytes": [1.5, "1GB"],
+    "index": ["annoy", None, 1],
+    "index_parameters": [{"nprobe": 1.5}, {1: 2}, "nprobe"],
+    "index_refine": [1.5, "all"],
     "training": ["oracle", None],
     "memory_gradient": ["yes", None],
 }

@@ -199,7 +199,7 @@ def observe(blocks, how):
     except ConfigurationError as error:
         return str(error)
     except ValueError as error:
-        if "max_bytes" not in str(error):
+        if not any(name in str(error) for name in ("max_bytes", "index_parameters")):
             raise
         return str(error)
 
@@ -422,6 +422,9 @@ MEMORY = {
     "memory_dtype": ({}, "bfloat16", "bart"),
     "windows_per_batch": ({"window": 16}, 1, "bart"),
     "max_bytes": ({}, 10, "bart"),
+    "index": ({"keys_per_query": 3}, "flat", "bart"),
+    "index_parameters": ({"keys_per_query": 3, "index": "hnsw"}, {"probes": 1}, "bart"),  # refused when it is read
+    "index_refine": ({"keys_per_query": 3, "index": "flat"}, 2, "bart"),
     "training": ({}, "retrieval", "bart"),
     "memory_gradient": ({"training": "retrieval", "window": 16}, True, "llama"),
 }

@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
-from graft.modeling.unlimiformer.memory import DESCRIPTION_FILE, TENSORS_FILE, Memory
+from graft.modeling.unlimiformer.memory import Memory
+from graft.modeling.unlimiformer.memory_files import DESCRIPTION_FILE, TENSORS_FILE
 
 WINDOW, LENGTH = 16, 45
 RULES = {

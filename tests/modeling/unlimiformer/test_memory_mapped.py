@@ -7,7 +7,8 @@ import torch
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
-from graft.modeling.unlimiformer.memory import TENSORS_FILE, Memory
+from graft.modeling.unlimiformer.memory import Memory
+from graft.modeling.unlimiformer.memory_files import TENSORS_FILE
 
 needs_maps = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
 
