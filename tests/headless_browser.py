@@ -12,6 +12,8 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
 FLAGS += ("disable-component-update", "disable-sync", "window-size=1200,1400")
 
+MAKERS_HOSTS = (".google.com:443 ", ".googleapis.com:443 ", ".gvt1.com:443 ")
+
 
 @contextmanager
 def headless_browser(folder, *flags):
@@ -51,6 +53,10 @@ class ClosedProxy:
             "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
         )
         threading.Thread(target=self._serve, daemon=True).start()
+
+    def of_pages(self):
+        """What was asked, but for the browser's own: whatever page is open, it looks up its maker's hosts at times."""
+        return [line for line in self.asked if not any(host in line for host in MAKERS_HOSTS)]
 
     def _serve(self):
         while True:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from graft.graphs.knowledge_graph import graph_files, graph_page
+from graft.graphs.knowledge_graph import graph_drawing, graph_files, graph_page
 from graft.graphs.knowledge_graph.document_entities import CHUNKS, made_of_chunks, text_digest, write_chunks
 from graft.graphs.knowledge_graph.graph_building import GraphSettings, KnowledgeGraph, build_graph
 from graft.graphs.knowledge_graph.mention_shards import (
@@ -53,10 +53,9 @@ def build_knowledge_graph(
     graph_files.write_graph_json(found.graph, folder / "graph.json")
     graph_files.write_mentions(found, folder / "mentions.parquet")
     graph_files.write_merges(found, folder / "merges.json")
-    documents = len({chunk.document for chunk in chunks})
-    title = f"What {documents:,} documents name, and what stands together"
+    title = page_title(chunks)
     if len(found.graph):
-        graph_page.write_picture(found, folder / "graph.png", title)
+        graph_drawing.write_picture(found, folder / "graph.png", title)
     graph_page.write_page(found, chunks, folder / "graph.html", title)
     write_chunks(chunks, folder / CHUNKS, _made_of(chunks, choice, settings))  # last: it says that the rest is there
     return found
@@ -77,6 +76,12 @@ def _made_of(chunks: Sequence[TextChunk], choice: ExtractorChoice, settings: Gra
     for chunk in chunks:
         state.update(json.dumps([chunk.document, chunk.index, chunk.start, text_digest(chunk.text)]).encode())
     return state.hexdigest()
+
+
+def page_title(chunks: Sequence[TextChunk]) -> str:
+    """The heading of page and picture."""
+    documents = len({chunk.document for chunk in chunks})
+    return f"What {documents:,} document{'s name' if documents > 1 else ' names'}, and what stands together"
 
 
 def _check(chunks: Sequence[TextChunk]) -> None:

@@ -1,4 +1,9 @@
-"""Where nodes are drawn: those with edges by springs, the others in rows below; seeded, so it repeats."""
+"""Where nodes are drawn: each connected part by springs in a field of its own, single nodes in rows; it repeats.
+
+Springs alone pile a large graph up in the middle, because words that stand with everything pull everything together.
+So an edge pulls less where its ends have many, coordinates of large parts move towards their ranks, which evens the
+density out and keeps what is left of what, and circles that overlap push each other apart.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +17,124 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import networkx
 
+Places = NDArray[np.float64]
+Field = tuple[float, float, float, float]  # left, top, width, height
 
-def layout(graph: networkx.MultiDiGraph, seed: int = 0) -> NDArray[np.float64]:
-    """Positions (nodes, 2) within [0, 1], y downwards, in the order of the nodes."""
-    joined = [node for node in graph if graph.degree(node)]
-    alone = [node for node in graph if not graph.degree(node)]
-    below = (0.15 if joined else 1.0) if alone else 0.0  # of the height
-    places: dict[int, NDArray[np.float64]] = {}
-    if joined:
-        above = (1.0, 1.0 - below - (0.03 if alone else 0.0))
-        places |= zip(joined, _springs(graph, joined, seed) * above, strict=True)
+
+def layout(graph: networkx.MultiDiGraph, radii: Sequence[float], width: float, height: float, seed: int = 0) -> Places:
+    """Positions (nodes, 2) of circles within [0, width] x [0, height], y downwards, in the order of the nodes.
+
+    Args:
+        graph: edges have a `weight`.
+        radii: of the nodes' circles. Circles overlap only where they have no room, and then evenly.
+        width, height: of the drawing.
+        seed: where springs begin.
+    """
+    import networkx
+
+    simple = _pairs(graph)
+    parts = sorted(map(sorted, networkx.connected_components(simple)), key=lambda part: (-len(part), part[0]))
+    joined, alone = [part for part in parts if len(part) > 1], [part[0] for part in parts if len(part) == 1]
+    below = (0.15 if joined else 1.0) * height if alone else 0.0
+    places: dict[int, Places] = {}
+    sizes = [len(part) + 1.0 for part in joined]  # a pair needs more room than two of many
+    for part, field in zip(joined, _fields(sizes, (0.0, 0.0, width, height - below)), strict=True):
+        margin = (0.05 + 0.25 / math.sqrt(len(part))) * min(field[2:])
+        inner = (field[0] + margin, field[1] + margin, field[2] - 2 * margin, field[3] - 2 * margin)
+        places |= zip(part, inner[:2] + _springs(simple.subgraph(part), part, seed) * inner[2:], strict=True)
     if alone:
-        places |= zip(alone, _rows(len(alone), below) * (1.0, below) + (0.0, 1.0 - below), strict=True)
-    return np.array([places[node] for node in graph]).reshape(-1, 2)
+        places |= zip(alone, _rows(len(alone), width, below) + (0.0, height - below), strict=True)
+    found = np.array([places[node] for node in graph]).reshape(-1, 2)
+    movable = ~np.isin(list(graph), alone)
+    found[movable] = push_apart(found[movable], np.asarray(radii)[movable], (width, height - below))
+    return found
 
 
-def _springs(graph: networkx.MultiDiGraph, nodes: Sequence[int], seed: int) -> NDArray[np.float64]:
-    """networkx's spring layout (Fruchterman and Reingold 1991) of a copy: a view has no order of its own."""
+def push_apart(places: Places, radii: NDArray[np.float64], size: tuple[float, float], rounds: int = 40) -> Places:
+    """Move circles (nodes, 2) that overlap away from each other, within [0, width] x [0, height]."""
+    from scipy.spatial import cKDTree
+
+    low = np.minimum(radii, min(size) / 2)[:, None]
+    high = np.maximum(np.array(size) - low, low)
+    places = places.clip(low, high)
+    for _ in range(rounds if len(places) > 1 else 0):
+        first, second = cKDTree(places).query_pairs(2 * radii.max(), output_type="ndarray").T
+        apart = places[second] - places[first]
+        distance = np.sqrt((apart**2).sum(1))
+        lacking = radii[first] + radii[second] + 1.0 - distance
+        touch = (lacking > 0) & (distance > 1e-9)
+        if not touch.any():
+            break
+        first, second = first[touch], second[touch]
+        step = apart[touch] * (0.5 * lacking[touch] / distance[touch])[:, None]
+        share = (radii[second] / (radii[first] + radii[second]))[:, None]  # the smaller one gives way
+        np.add.at(places, first, -step * share)
+        np.add.at(places, second, step * (1 - share))
+        places = places.clip(low, high)
+    return places
+
+
+def clear_of_each_other(boxes: NDArray[np.float64]) -> list[int]:
+    """The boxes (boxes, 4) of left, top, right, bottom that are taken if each must keep clear of those before it."""
+    taken: list[int] = []
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        others = boxes[taken]
+        beside = (others[:, 2] < left) | (others[:, 0] > right) | (others[:, 3] < top) | (others[:, 1] > bottom)
+        if beside.all():
+            taken.append(index)
+    return taken
+
+
+def _pairs(graph: networkx.MultiDiGraph) -> networkx.Graph:
+    """Each pair once, in order; it pulls with the root of its weight, over the root of its ends' numbers of edges."""
     import networkx
 
     simple = networkx.Graph()
-    simple.add_nodes_from(nodes)
-    for source, target, weight in graph.edges(data="weight"):
+    simple.add_nodes_from(graph)
+    for source, target, weight in sorted(graph.edges(data="weight")):
         before = simple.get_edge_data(source, target, {"weight": 0.0})["weight"]
         simple.add_edge(source, target, weight=before + math.sqrt(weight))
-    found = networkx.spring_layout(simple, seed=seed, iterations=80, k=2.0 / math.sqrt(len(simple)))
+    degrees = dict(simple.degree())
+    for source, target, data in simple.edges(data=True):
+        data["weight"] /= math.sqrt(degrees[source] * degrees[target])
+    return simple
+
+
+def _fields(sizes: Sequence[float], field: Field) -> list[Field]:
+    """A field for each size, in their order, that together are the given one: halved again and again across."""
+    if len(sizes) < 2:
+        return [field] * len(sizes)
+    sums = np.cumsum(sizes)
+    cut = min(int(np.searchsorted(sums, sums[-1] / 2)) + 1, len(sizes) - 1)
+    share = float(sums[cut - 1] / sums[-1])
+    left, top, width, height = field
+    if width >= height:
+        first, second = (left, top, width * share, height), (left + width * share, top, width * (1 - share), height)
+    else:
+        first, second = (left, top, width, height * share), (left, top + height * share, width, height * (1 - share))
+    return _fields(sizes[:cut], first) + _fields(sizes[cut:], second)
+
+
+def _springs(graph: networkx.Graph, nodes: Sequence[int], seed: int) -> Places:
+    """networkx's spring layout (Fruchterman and Reingold 1991) within [0, 1], large ones evened out by rank."""
+    import networkx
+
+    copy = networkx.Graph()  # a view has no order of its own
+    copy.add_nodes_from(nodes)
+    copy.add_weighted_edges_from(sorted((min(a, b), max(a, b), pull) for a, b, pull in graph.edges(data="weight")))
+    found = networkx.spring_layout(copy, seed=seed, iterations=60, method="force")
     places = np.array([found[node] for node in nodes])
-    low, high = places.min(0), places.max(0)
-    return (places - low) / np.maximum(high - low, 1e-9)
+    low, extent = places.min(0), np.ptp(places, axis=0)
+    places = np.where(extent > 1e-9, (places - low) / np.maximum(extent, 1e-9), 0.5)
+    ranks = np.argsort(np.argsort(places, axis=0, kind="stable"), axis=0, kind="stable") / (len(nodes) - 1)
+    share = 0.95 * len(nodes) / (len(nodes) + 150)
+    even: Places = (1 - share) * places + share * ranks
+    return even
 
 
-def _rows(count: int, height: float) -> NDArray[np.float64]:
-    """Positions (count, 2) within [0, 1] of a grid whose cells are about square in a strip of this height."""
-    columns = math.ceil(math.sqrt(count / height))
+def _rows(count: int, width: float, height: float) -> Places:
+    """Positions (count, 2) in the middles of a grid whose cells are about square."""
+    columns = math.ceil(math.sqrt(count * width / height))
     index = np.arange(count)
-    return np.stack([(index % columns + 0.5) / columns, (index // columns + 0.5) / math.ceil(count / columns)], axis=1)
+    across = (index % columns + 0.5) / columns
+    return np.stack([across * width, (index // columns + 0.5) / math.ceil(count / columns) * height], axis=1)
