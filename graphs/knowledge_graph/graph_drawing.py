@@ -123,7 +123,7 @@ def write_picture(found: KnowledgeGraph, path: str | Path, title: str, at_most: 
     _draw_lines(axes, graph, places)
     colours = colours_of_labels(graph)
     shown = [colours[label] for _, label in graph.nodes(data="label")]
-    axes.scatter(*places.T, s=(2 * radii) ** 2, c=shown, edgecolors="white", zorder=2)
+    axes.scatter(places[:, 0], places[:, 1], s=(2 * radii) ** 2, c=shown, edgecolors="white", zorder=2)
     _write_names(axes, graph, places, radii, top_nodes(graph, named))
     _write_legend(axes, colours, graph)
     with new_file(path) as temporary:
@@ -140,7 +140,12 @@ def _draw_lines(axes: Any, graph: networkx.MultiDiGraph, places: NDArray[np.floa
         chosen = [edge for edge in edges if ("verb" in edge[2]) == verbs]
         ends = [places[[number[source], number[target]]] for source, target, _ in chosen]
         widths = [_thickness(data["weight"]) for *_, data in chosen]
-        look = {"linewidths": widths, "colors": colour, "alpha": _opacity(len(edges)), "zorder": 1 + verbs / 2}
+        look: dict[str, Any] = {
+            "linewidths": widths,
+            "colors": colour,
+            "alpha": _opacity(len(edges)),
+            "zorder": 1 + verbs / 2,
+        }
         axes.add_collection(LineCollection(ends, **look), autolim=False)
 
 

@@ -21,7 +21,9 @@ Places = NDArray[np.float64]
 Field = tuple[float, float, float, float]  # left, top, width, height
 
 
-def layout(graph: networkx.MultiDiGraph, radii: Sequence[float], width: float, height: float, seed: int = 0) -> Places:
+def layout(
+    graph: networkx.MultiDiGraph, radii: Sequence[float] | Places, width: float, height: float, seed: int = 0
+) -> Places:
     """Positions (nodes, 2) of circles within [0, width] x [0, height], y downwards, in the order of the nodes.
 
     Args:
