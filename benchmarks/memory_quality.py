@@ -10,6 +10,9 @@ both, with a margin in standard errors; "mixture" weighs the probabilities of th
 that auto took by how they did on all tokens before. Prints perplexities, the share of the gap from local to full that
 each closes with a bootstrap interval over documents, and in how many documents it was worse than local tokens only, by
 how much, and by more than two standard errors over tokens; after each document, benchmarks/results/ has all numbers.
+With `--layers` also, for each memory of few keys and each layer that reads it: the mass, which is the share of the
+softmax over all remembered keys that the kept ones hold, the recall, which is the share of the exact best keys that an
+index found (1 without one), and the share of attention that fell on the memory rather than on local tokens.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from graft import Memory, UnlimiformerConfig, unlimiform
 from graft.modeling.unlimiformer.attach import Unlimited
 from graft.modeling.unlimiformer.calibration import as_read, next_token_losses, ranked
+from graft.modeling.unlimiformer.report import AttentionReport
 
 Losses = torch.Tensor
 """Negative log-likelihood in nats, one number a token."""
@@ -49,11 +53,33 @@ class Scored:
         return {"end": self.end, "near": self.near, "both": torch.cat([self.end, self.near])}[by]
 
 
+class LayerReport(AttentionReport):
+    """Of each layer, what its kept keys hold of all: means over heads and tokens, of one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_layer: dict[int, dict[str, float]] = {}
+
+    def add(self, call, blocks, share) -> None:
+        super().add(call, blocks, share)
+        parts = {"mass": [block[3] for block in blocks]}
+        if len(blocks[0]) > 4:
+            parts["recall"] = [block[4] for block in blocks]
+        means = {name: float(torch.cat(part, dim=2).float().mean()) for name, part in parts.items()}
+        self.by_layer[call.layer] = {
+            "recall": 1.0,
+            **means,
+            "on memory": 1.0 if share is None else float(share.mean()),
+        }
+
+
 CHOICES = [(by, margin) for by in ("end", "near", "both") for margin in (0.0, 1.0, 2.0)]
 
 
-def measure(unlimited: Unlimited, memory: Memory, ids: torch.Tensor, local: int, arguments) -> dict[str, Scored]:
-    """Every way of scoring the end of one document, (1, memory + local + scored)."""
+def measure(
+    unlimited: Unlimited, memory: Memory, ids: torch.Tensor, local: int, arguments, layers: dict[str, list]
+) -> dict[str, Scored]:
+    """Every way of scoring the end of one document, (1, memory + local + scored); adds to `layers` what was read."""
     model, scored, near = unlimited.model, arguments.scored, local // 2
 
     def found(inputs: dict, end: Losses | None = None) -> Scored:
@@ -72,7 +98,10 @@ def measure(unlimited: Unlimited, memory: Memory, ids: torch.Tensor, local: int,
     if ids.shape[1] <= model.config.max_position_embeddings:
         ways["full context"] = found({"input_ids": ids})
     for name, config in candidates.items():
-        ways[name] = found(as_read(model, memory, config).inputs(text), ends[str(config)])
+        report = LayerReport() if arguments.layers and config.keys_per_query is not None else None
+        ways[name] = found(as_read(model, memory, config).inputs(text, record=report), ends[str(config)])
+        if report is not None:
+            layers.setdefault(name, []).append(report.by_layer)
     return ways | automatic(ways["local"], {name: (config, ways[name]) for name, config in candidates.items()})
 
 
@@ -151,6 +180,14 @@ def summarise(documents: list[dict[str, Scored]], seed: int = 0) -> list[dict[st
     return table
 
 
+def layer_table(documents: list[dict[int, dict[str, float]]]) -> dict[int, dict[str, float]]:
+    """Means over documents of what each layer's kept keys hold."""
+    return {
+        layer: {name: sum(each[layer][name] for each in documents) / len(documents) for name in found}
+        for layer, found in sorted(documents[0].items())
+    }
+
+
 def rule(text: str) -> tuple[float, str]:
     """ "0.5:8" as (0.5, "8"): the upper half of the layers keeps 8 keys for each query."""
     first, keys = text.split(":")
@@ -178,6 +215,7 @@ def parse(argv) -> argparse.Namespace:
         default=[(first, keys) for first in (0.0, 0.5) for keys in ("32", "64", "512", "all")],
         help="depth at which layers begin to read the memory and keys per query, as in 0.5:8 or 0:all",
     )
+    parser.add_argument("--layers", action="store_true", help="also measure recall and mass of each layer")
     return parser.parse_args(argv)
 
 
@@ -203,16 +241,21 @@ def main(argv=None) -> int:
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     documents = choose_documents(arguments, tokenizer)
     found: dict[int, list[dict[str, Scored]]] = {local: [] for local in arguments.local}
+    layers: dict[int, dict[str, list]] = {local: {} for local in arguments.local}
     config = UnlimiformerConfig(window=arguments.window, overlap=arguments.overlap, positions=arguments.positions[0])
     with unlimiform(model, config) as unlimited:
         for _, ids in tqdm(documents, unit="document"):
             memory = unlimited.remember(ids[:, : arguments.memory])
             for local, rows in found.items():
                 until = arguments.memory + local + arguments.scored
-                rows.append(measure(unlimited, memory, ids[:, :until], local, arguments))
-                keep(arguments, local, documents, rows)
+                rows.append(measure(unlimited, memory, ids[:, :until], local, arguments, layers[local]))
+                keep(arguments, local, documents, rows, layers[local])
     for local, rows in found.items():
         show(arguments, local, rows)
+        for name, of_documents in layers[local].items():
+            print(f"{name}, by layer:")
+            for layer, values in layer_table(of_documents).items():
+                print(f"  layer {layer:2}  " + "   ".join(f"{what} {value:.3f}" for what, value in values.items()))
     return 0
 
 
@@ -235,9 +278,13 @@ def show(arguments: argparse.Namespace, local: int, rows: list[dict[str, Scored]
         )
 
 
-def keep(arguments: argparse.Namespace, local: int, documents: list, rows: list[dict[str, Scored]]) -> None:
+def keep(
+    arguments: argparse.Namespace, local: int, documents: list, rows: list[dict[str, Scored]], layers: dict[str, list]
+) -> None:
     """Write the table of one number of local tokens, and the means of every document, to benchmarks/results/."""
     output = Path(__file__).parent / "results" / f"memory_quality-{arguments.memory}-{local}-calibrated.json"
+    if arguments.layers:
+        output = output.with_name(output.name.replace("calibrated", "layers"))
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     means = [
         {
@@ -261,6 +308,8 @@ def keep(arguments: argparse.Namespace, local: int, documents: list, rows: list[
         "table": [{name: _json_value(value) for name, value in row.items()} for row in summarise(rows)],
         "mean losses in nats": means,
     }
+    if layers:
+        result["by layer"] = {name: layer_table(of_documents) for name, of_documents in layers.items()}
     output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

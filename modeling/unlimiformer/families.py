@@ -248,6 +248,12 @@ def model_shape(model_config: PreTrainedConfig) -> ModelShape:
     )
 
 
+def decoder_vocabulary(model_config: PreTrainedConfig) -> int:
+    """How many ids the decoder's embeddings know."""
+    config = getattr(model_config, "decoder", None) or model_config
+    return int(_first_of(config, "decoder_vocab_size", "tgt_vocab_size", "vocab_size"))
+
+
 def encoder_width(model_config: PreTrainedConfig) -> int:
     """Numbers of one token of the encoder's output."""
     config = getattr(model_config, "encoder", None) or model_config

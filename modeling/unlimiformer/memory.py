@@ -14,6 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput, MoEModelOutput
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..transformers_compat import cache_argument
 from .families import (
+    decoder_family,
+    decoder_vocabulary,
     encoder_decoder_family,
     encoder_width,
     has_scaled_positions,
@@ -228,6 +230,15 @@ class Memory:
                 f"`question_mask` must have the shape of `question_ids`, {tuple(question_ids.shape)}, got "
                 f"{tuple(question_mask.shape)}."
             )
+        real = torch.ones_like(question_ids) if question_mask is None else question_mask
+        vocabulary = decoder_vocabulary(self.model_config)
+        wrong = real.bool() & ((question_ids < 0) | (question_ids >= vocabulary))
+        if bool(wrong.any()):
+            row, place = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"`question_ids` holds {int(question_ids[row, place])} at position {place} of row {row}, outside the "
+                f"vocabulary of {vocabulary}."
+            )
 
     def room(self) -> int | None:
         """Positions that question and answer may take behind the memory, None where nothing limits them."""
@@ -247,8 +258,13 @@ class Memory:
             asked = f"{prompt} has {question} tokens" + (f" and `max_new_tokens` is {new}" if new else "")
             raise ValueError(
                 f"{asked} after {taken} positions of memory, and the model was trained on {trained}: ask for less"
-                + (", or set a smaller `window`." if taken else ".")
+                + (f", or set {self._room_option()}." if taken else ".")
             )
+
+    def _room_option(self) -> str:
+        """What would leave a decoder more room behind its memory."""
+        is_table = decoder_family(self.model_config).positions == "table"
+        return "a larger `reserve`" if is_table and self.config.window is None else "a smaller `window`"
 
     def _layer_memory(self, layer: int) -> LayerMemory | None:
         """What layer `layer` of the model reads."""

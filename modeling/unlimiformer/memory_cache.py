@@ -132,12 +132,31 @@ class MemoryCacheLayer(CacheLayerWrapper):
         Raises:
             RuntimeError: the model is not attached, so it would pass over the memory in silence.
         """
+        self._check_offered()
+        self.is_offered = False
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Of local tokens, or what stands for the memory where cross-attention takes its keys from the cache.
+
+        Raises:
+            RuntimeError: as of `update`, for what stands there is no key.
+        """
+        if isinstance(self.inner, PlaceholderLayer):
+            self._check_offered()
+            self.is_offered = False
+        return self.inner.keys
+
+    @keys.setter
+    def keys(self, keys: Tensor | None) -> None:
+        self.inner.keys = keys
+
+    def _check_offered(self) -> None:
         if self.memory is not None and not self.is_offered:
             raise RuntimeError(
                 "this cache holds a memory and the model cannot read it: call it inside `with unlimiform(model, ...)`."
             )
-        self.is_offered = False
-        return super().update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> int:
         return self.shift + self.inner.get_seq_length()

@@ -45,7 +45,6 @@ class SwappedCrossAttention(nn.Module):
         original: Any = self.original
         if layer is None:
             return original(*args, **kwargs)
-        layer.offer()
         time_first = "query" in kwargs  # FSMT: (target, batch, hidden)
         hidden = kwargs["query"].transpose(0, 1) if time_first else kwargs.get("hidden_states", *args[:1])
         to_query, _, _, to_output = projections(original)

@@ -140,6 +140,22 @@ def test_a_saved_store_answers_the_same(kind, tmp_path):
         Datastore.load(tmp_path / "store")
 
 
+def test_a_store_with_a_missing_or_shortened_file_is_refused_with_its_name(kind, tmp_path):
+    shared(kind).save(tmp_path / "store")
+    index = "vectors.npy" if kind == "exact" else "index.faiss"
+    for name in ("ids.npy", index):
+        path = tmp_path / "store" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-5])
+        with pytest.raises(ValueError, match=name):
+            Datastore.load(tmp_path / "store")
+        path.unlink()
+        with pytest.raises(ValueError, match=name):
+            Datastore.load(tmp_path / "store")
+        path.write_bytes(content)
+    assert len(Datastore.load(tmp_path / "store")) == 2000
+
+
 def test_training_twice_gives_the_same_bytes(kind, tmp_path):
     if kind in ("hnsw", "opq_ivf_pq"):
         pytest.skip("a graph is built by several threads; a rotation is long to train")

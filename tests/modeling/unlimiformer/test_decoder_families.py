@@ -1,4 +1,5 @@
-"""Every decoder-only family: document and question equal one prompt; chosen keys equal a loop over stock scores."""
+"""Every decoder-only family: document and question equal one prompt; chosen keys equal a loop over stock scores;
+beams, crops, padding."""
 
 import copy
 import itertools
@@ -17,6 +18,7 @@ from graft.modeling.transformers_compat import CACHE_ARGUMENT, cache_argument
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.families import DECODERS, full_attention_layers, layer_types
 from graft.modeling.unlimiformer.memory import Memory
+from graft.modeling.unlimiformer.training_regimes import training_with_memory
 
 KINDS = ("gemma2", "gpt_oss", "cohere2", "smollm3", "gpt_neox", "gptj", "gpt2", "opt", "biogpt", "gpt_bigcode")
 FAMILIES = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in sorted(DECODERS)]
@@ -29,9 +31,14 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 def stock_logits(model, ids, question):
     """The stock model over one prompt; in sliding layers the question sees nothing of the document."""
-    prompt = torch.cat([ids, question], dim=1)
     model = copy.deepcopy(model)
     model.set_attn_implementation("eager")
+    return one_prompt(model, ids, question)
+
+
+def one_prompt(model, ids, question):
+    """Those logits of a model whose attention is eager already."""
+    prompt = torch.cat([ids, question], dim=1)
     if len(set(layer_types(model.config))) == 1:
         return model(input_ids=prompt).logits[:, ids.shape[1] :]
     total, window = prompt.shape[1], model.config.sliding_window
@@ -61,6 +68,44 @@ def test_document_and_question_give_the_logits_of_one_prompt(tiny, family):
             found = model(**memory.inputs(question)).logits
     assert sorted(memory.keys) == full_attention_layers(model.config)
     torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_through_question_and_memory_are_those_of_one_prompt(tiny, family):
+    model = tiny.model(family, dtype=torch.float64)
+    stock = copy.deepcopy(model)
+    stock.set_attn_implementation("eager")
+    ids, question = tiny.ids(2, LENGTH), tiny.ids(2, QUESTION, seed=1)
+    options = {"training": "retrieval", "memory_gradient": True}
+    config = UnlimiformerConfig(window=64, keys_per_query=None, **options)
+    with training_with_memory(model, config, {"memory_ids": ids, "input_ids": question}, 0) as inputs:
+        model(**inputs).logits.sin().sum().backward()
+    one_prompt(stock, ids, question).sin().sum().backward()
+    whole = torch.stack([each.grad.norm() for each in stock.parameters() if each.grad is not None]).norm()
+    for (name, found), expected in zip(model.named_parameters(), stock.parameters(), strict=True):
+        if found.grad is None or expected.grad is None:
+            assert found.grad is expected.grad, name
+        else:  # a parameter's whole gradient: single numbers carry the rounding of float32 tables
+            assert (found.grad - expected.grad).norm() <= 1e-3 * expected.grad.norm() + 1e-6 * whole, name
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_generated_has_the_probability_that_one_prompt_gives_it(tiny, family, beams):
+    """Greedy tokens are those of one prompt; of beams the scores are, whichever way they went to get there."""
+    model = tiny.model(family, dtype=torch.float64)
+    ids, question = tiny.ids(2, LENGTH), tiny.ids(2, QUESTION, seed=1)
+    options = {**FREE, "num_beams": beams, "return_dict_in_generate": True, "output_scores": True}
+    with torch.no_grad(), unlimiform(model, UnlimiformerConfig(window=64, keys_per_query=None)) as handle:
+        found = model.generate(**handle.remember(ids).inputs(question), **options)
+        logits = stock_logits(model, ids, found.sequences[:, :-1])[:, QUESTION - 1 :]
+    answer = found.sequences[:, QUESTION:, None]
+    if beams == 1:
+        logits[..., [1, 2]] = -torch.inf  # suppressed, and no end
+        assert torch.equal(logits.argmax(-1, keepdim=True), answer)
+    else:
+        expected = logits.log_softmax(-1).gather(-1, answer).mean((1, 2))
+        torch.testing.assert_close(found.sequences_scores.to(expected), expected, **CLOSE)
 
 
 def naive_attention(module, query, key, value, attention_mask, scaling, softcap=None, s_aux=None, **kwargs):
@@ -132,6 +177,37 @@ def test_padded_documents_and_questions_generate_what_each_generates_alone(tiny,
         for i, (row, question) in enumerate(zip(rows, questions, strict=True)):
             alone = model.generate(**handle.remember(row[None]).inputs(question[None]), **FREE, **options)
             assert torch.equal(together[i], alone[0, len(question) :])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_either_side_and_what_stands_in_it_move_nothing(tiny, family, side):
+    model = tiny.model(family, dtype=torch.float32 if family == "gemma2" else torch.float64)  # as said above
+    rows, questions = [tiny.ids(n, seed=n) for n in (LENGTH, 7)], [tiny.ids(n, seed=n) for n in (3, 6)]
+    found = []
+    with torch.no_grad(), unlimiform(model, UnlimiformerConfig(window=WINDOW, keys_per_query=4)) as handle:
+        for filler in (7, 60):
+            asked, real = tiny.pad(questions, side, filler)
+            logits = model(**handle.remember(*tiny.pad(rows, side, filler)).inputs(asked, real)).logits
+            found.append([row[there.bool()] for row, there in zip(logits, real, strict=True)])
+        for i, (row, question) in enumerate(zip(rows, questions, strict=True)):
+            alone = model(**handle.remember(row[None]).inputs(question[None])).logits[0]
+            torch.testing.assert_close(found[0][i], alone, **CLOSE)
+            assert torch.equal(found[0][i], found[1][i])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cropped_cache_goes_on_as_if_the_cut_tokens_had_never_been(tiny, family):
+    model, ids, question = tiny.model(family, dtype=torch.float64), tiny.ids(2, LENGTH), tiny.ids(2, QUESTION, seed=1)
+    wrong_turn = torch.cat([question[:, :4], tiny.ids(2, 2, seed=8)], dim=1)
+    with torch.no_grad(), unlimiform(model, UnlimiformerConfig(window=WINDOW, keys_per_query=4)) as handle:
+        memory = handle.remember(ids)
+        expected = model(**memory.inputs(question)).logits[:, 4:]
+        inputs = memory.inputs(wrong_turn)
+        model(**inputs)
+        inputs[CACHE_ARGUMENT].crop(-2)
+        found = model(**{**inputs, "input_ids": question[:, 4:]}).logits
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

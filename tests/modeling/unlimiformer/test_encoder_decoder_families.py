@@ -16,6 +16,7 @@ from graft.modeling.transformers_compat import CACHE_ARGUMENT, cache_argument
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.families import ENCODER_DECODERS
 from graft.modeling.unlimiformer.memory import Memory
+from graft.modeling.unlimiformer.training_regimes import training_with_memory
 
 FAMILIES = sorted(ENCODER_DECODERS)
 NEW = sorted(set(FAMILIES) - {"bart", "mbart", "pegasus", "marian", "blenderbot", "blenderbot-small", "m2m_100"})
@@ -64,6 +65,28 @@ def test_all_keys_give_the_logits_of_full_attention_over_the_windows(tiny, famil
         found = model(**handle.remember(ids).inputs(), decoder_input_ids=answer).logits
         expected = answered(stock, stock_inputs(stock, tiny, ids), answer)
     torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("family", SOME)
+def test_gradients_through_the_memory_are_those_of_full_attention_over_the_windows(tiny, family, store):
+    model, ids, answer = tiny.model(family, dtype=torch.float64), tiny.ids(1, LENGTH), tiny.ids(1, 4, seed=1)
+    stock = copy.deepcopy(model)
+    config = UnlimiformerConfig(**ALL, store=store, training="retrieval")
+    with training_with_memory(model, config, {"input_ids": ids, "decoder_input_ids": answer}, 0) as inputs:
+        model(**inputs).logits.sin().sum().backward()
+    parts = []
+    for start, end, first, last in tiny.kept(LENGTH, WINDOW, 0.5, False):
+        states = stock.get_encoder()(input_ids=ids[:, start:end]).last_hidden_state
+        parts.append(states[:, first - start : last - start])
+    inputs = stock_inputs(stock, tiny, ids)
+    inputs["encoder_outputs"].last_hidden_state = torch.cat(parts, dim=1)
+    answered(stock, inputs, answer).sin().sum().backward()
+    whole = torch.stack([each.grad.norm() for each in stock.parameters() if each.grad is not None]).norm()
+    for (name, found), expected in zip(model.named_parameters(), stock.parameters(), strict=True):
+        wanted = torch.zeros_like(expected) if expected.grad is None else expected.grad
+        given = torch.zeros_like(found) if found.grad is None else found.grad
+        assert (given - wanted).norm() <= 1e-4 * wanted.norm() + 1e-6 * whole, name
 
 
 @pytest.mark.parametrize("beams", [1, 4])

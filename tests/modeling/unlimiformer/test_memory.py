@@ -1,5 +1,6 @@
 """A memory is a value: saved and loaded bit for bit, selected without copies, moved, measured, checked."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.memory import Memory
 from graft.modeling.unlimiformer.memory_files import DESCRIPTION_FILE, TENSORS_FILE
+from graft.modeling.unlimiformer.report import AttentionReport
 
 WINDOW, LENGTH = 16, 45
 RULES = {
@@ -225,6 +227,21 @@ def test_to_another_dtype_halves_the_bytes_and_leaves_the_original(tiny, rule):
     assert 0 < (before - after).abs().mean() < 0.1 * before.abs().mean()
 
 
+@pytest.mark.parametrize("rule", ["bart hidden", "bart keys", "llama"])
+def test_a_half_precision_memory_keeps_at_least_nine_in_ten_of_the_keys_of_a_full_one(tiny, rule):
+    model, memory = remember(tiny, rule, rows=[tiny.ids(300, seed=1)])
+    asked, kept = tiny.ids(1, 20, seed=9), []
+    for each in (memory, memory.to(dtype=torch.bfloat16)):
+        report = AttentionReport()
+        prompt = {"decoder_input_ids": asked} if model.config.is_encoder_decoder else {}
+        with torch.no_grad():
+            model(**each.inputs(None if prompt else asked, record=report), **prompt)
+        places = itertools.product(report.steps, range(3), range(4))
+        kept.append([set(report.tokens(*place)[0].tolist()) for place in places])
+    overlap = sum(len(one & other) for one, other in zip(*kept, strict=True)) / sum(map(len, kept[0]))
+    assert 0.9 < overlap <= 1
+
+
 def test_to_a_device_moves_every_tensor(tiny):
     _, memory = remember(tiny, "bart windows")
     moved = memory.to("meta")
@@ -306,6 +323,26 @@ def test_a_question_longer_than_the_room_behind_the_memory_is_refused_with_the_r
         ValueError, match=rf"`question_ids` has {room + 1} tokens after {WINDOW} positions.*128.*`window`"
     ):
         memory.inputs(tiny.ids(3, room + 1))
+
+
+def test_a_question_longer_than_the_reserve_of_a_table_is_refused_with_its_name(tiny):
+    with unlimiform(tiny.model("gpt2"), UnlimiformerConfig(reserve=28)) as handle:
+        memory = handle.remember(tiny.ids(1, 110))
+    memory.inputs(tiny.ids(1, 28))
+    with pytest.raises(ValueError, match=r"`question_ids` has 29 tokens after 100 positions.*128.*larger `reserve`"):
+        memory.inputs(tiny.ids(1, 29))
+
+
+@pytest.mark.parametrize("wrong", [61, 9999, -1])
+@pytest.mark.parametrize("rule", ["bart hidden", "llama"])
+def test_question_ids_outside_the_vocabulary_are_refused_with_the_first_place_but_not_in_padding(tiny, rule, wrong):
+    _, memory = remember(tiny, rule)
+    question, real = tiny.ids(3, 5), torch.ones(3, 5, dtype=torch.long)
+    question[1, 0], real[1, 0] = wrong, 0
+    memory.inputs(question, real)
+    question[2, 3] = question[2, 4] = wrong
+    with pytest.raises(ValueError, match=rf"`question_ids` holds {wrong} at position 3 of row 2.*vocabulary of 61"):
+        memory.inputs(question, real)
 
 
 @pytest.mark.parametrize(("rule", "room"), [("llama", 128 - WINDOW - 5), ("bart hidden", 64 - 6)])

@@ -255,6 +255,15 @@ def test_a_memory_of_other_options_is_refused_with_both_values(tiny, options, sa
         handle.append(memory, tiny.ids(1, 3))
 
 
+def test_a_memory_of_another_store_is_refused_with_both(tiny):
+    model = tiny.model("bart")
+    with unlimiform(model, UnlimiformerConfig(window=WINDOW, store="hidden")) as other:
+        memory = other.remember(tiny.ids(1, 20))
+    config = UnlimiformerConfig(window=WINDOW, store="keys_values")
+    with unlimiform(model, config) as handle, pytest.raises(ValueError, match="`store` 'hidden'.*'keys_values'"):
+        handle.append(memory, tiny.ids(1, 3))
+
+
 def test_rows_in_another_number_are_refused_with_both(tiny):
     _, handle = attached(tiny, "llama squeeze")
     with pytest.raises(ValueError, match="each of the memory's 2 rows, got 1"):
