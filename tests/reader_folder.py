@@ -53,6 +53,21 @@ def write_models(folder: Path) -> None:
     (folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct").symlink_to(folder / "MODEL")
 
 
+def write_documentation(folder: Path) -> None:
+    """documents-train.parquet, documents-validation.parquet, what configs/knowledge_graph_smollm2.json names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / ".cache" / "documentation").mkdir(parents=True)
+    (folder / ".cache" / "smollm2-135m-instruct").symlink_to(folder / "MODEL")
+    for split, starts in {"train": range(4), "validation": (7, 11)}.items():
+        rows = pa.table({"id": [f"{split}.{n}" for n in starts], "text": [book(n, 40 + n) for n in starts]})
+        pq.write_table(rows, folder / f"documents-{split}.parquet")
+        (folder / ".cache" / "documentation" / f"documents-{split}.parquet").symlink_to(
+            folder / f"documents-{split}.parquet"
+        )
+
+
 def write_corpora(folder: Path) -> None:
     """corpus/ and held_out_corpus/ with chunks of 64, corpus-of-32/; rows of two chunks."""
     from graft.retrieval.corpus.chunking import ChunkSettings

@@ -30,6 +30,7 @@ from graft.trainer.arguments import (
     RetrievalArguments,
     RunConfiguration,
 )
+from graft.trainer.knowledge_graph_arguments import KnowledgeGraphArguments
 
 ROOT = Path(__file__).parents[1]
 TRAINER, GRAPH, RETRO = ["trainer"], ["modeling/graph"], ["modeling/retro"]
@@ -40,6 +41,7 @@ READERS = {
     AdapterArguments: TRAINER,
     RetrievalArguments: TRAINER,
     GraphArguments: [*TRAINER, *GRAPH],
+    KnowledgeGraphArguments: TRAINER,
     UnlimiformerConfig: ["modeling/unlimiformer", "retrieval", "trainer"],
     **dict.fromkeys(
         (UnlimiformerBartConfig, UnlimiformerLlamaConfig, UnlimiformerQwen3Config, UnlimiformerT5Config),
@@ -55,7 +57,7 @@ READERS = {
 }
 """Each configuration and the folders that act on it."""
 
-CHECKS = {"block_rules.py", "config_file.py", "retrieval_rules.py"}
+CHECKS = {"block_rules.py", "config_file.py", "knowledge_graph_rules.py", "retrieval_rules.py"}
 """Files that only build and check the blocks of a run."""
 
 OF_TRANSFORMERS = {"use_cache", "bos_token_id", "eos_token_id", "tie_word_embeddings", "max_position_embeddings"}

@@ -9,14 +9,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from reader_folder import write_models, write_query_plans, write_texts
+from reader_folder import write_documentation, write_models, write_query_plans, write_texts
 
 from graft.trainer.config_file import read_configuration
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RUN = {"README": [], "memory": [], "knowledge_graph": ["yake", "networkx"], "query_plans": ["duckdb"]}
+RUN = {"README": [], "memory": [], "knowledge_graph": ["yake", "networkx", "rapidfuzz"], "query_plans": ["duckdb"]}
 LONG = "--train 8"  # measures 1,600 queries
 JSON = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -90,6 +90,9 @@ def test_the_commands_of_a_page_run_one_after_the_other(stem, tmp_path, monkeypa
     write_models(tmp_path)
     if stem == "query_plans":
         write_query_plans(tmp_path)
+    if stem == "knowledge_graph":
+        write_documentation(tmp_path)
+        (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     page = ROOT / "README.md" if stem == "README" else ROOT / "docs" / f"{stem}.md"
     ran = 0

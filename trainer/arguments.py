@@ -14,9 +14,13 @@ from huggingface_hub.dataclasses import strict
 
 from graft.configuration.configuration_gnn import GNNConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.configuration.option_checks import read_options
+from graft.trainer.knowledge_graph_arguments import KnowledgeGraphArguments
 
 Task = Literal["seq2seq", "causal"]
-View = Literal["full", "truncated", "context", "chunked", "retrieved", "without", "random"]
+View = Literal[
+    "full", "truncated", "context", "chunked", "retrieved", "without", "random", "without_graph", "shuffled_graph"
+]
 LIKELIHOOD_VIEWS: tuple[View, ...] = ("chunked",)
 """Views in which the target's likelihood is all there is: it belongs to the document, so a chunk generates nothing."""
 TrainView = Literal["truncated", "chunked", "oracle", "oracle_and_truncated"]
@@ -106,7 +110,9 @@ class DataArguments:
         eval_views: how the evaluated documents are read: "full" with memory, "truncated" as the base model sees them,
             "context" whole and without memory, "chunked" in rows as the training view's, for the likelihood of the
             target alone: nothing is generated. None: "full" if there is a memory, else "truncated". With the block
-            `retrieval`: "retrieved", "without" and "random" neighbours; None is all three.
+            `retrieval`: "retrieved", "without" and "random" neighbours; None is all three. With
+            `graph.knowledge_graph`: "without_graph" and "shuffled_graph" read as "context" does, which reads the
+            graph; None is these three.
         scored_tokens: causal text without a target: how many last tokens of a document are scored.
         on_too_long: what happens to sources longer than the limit: "truncate", "skip" or "error".
         on_empty_target: what happens to rows without a target text: "error" or "skip".
@@ -231,13 +237,21 @@ class AdapterArguments:
 @strict
 @dataclass
 class GraphArguments(GNNConfig):
-    """The graph layers of a Llama: every field of GNNConfig, and which parameters train.
+    """The graph layers of a Llama: every field of GNNConfig, which parameters train, and the graphs that are given.
 
     Args:
         train: patterns; only parameters in whose names one is found train, such as ["graph"]. None is all.
+        knowledge_graph: KnowledgeGraphArguments, or a dict of its fields ({} takes the defaults). With `adapter.type`
+            "sparse_gin" it stands alone: the adapter reads the graph, and the model keeps its layers.
     """
 
     train: list[str] | None = None
+    knowledge_graph: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.knowledge_graph is not None:
+            self.knowledge_graph = read_options(KnowledgeGraphArguments, "knowledge_graph", self.knowledge_graph)
 
     def gnn_options(self) -> dict[str, Any]:
         """The fields of GNNConfig, as JSON values."""
@@ -287,3 +301,13 @@ class RunConfiguration:
     metrics: list[str | dict[str, Any]] = field(default_factory=list)
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0
+
+    @property
+    def knowledge_graph(self) -> KnowledgeGraphArguments | None:
+        """What the block `graph` says about graphs that are given, if anything."""
+        return None if self.graph is None else self.graph.knowledge_graph
+
+    @property
+    def graph_layers(self) -> GraphArguments | None:
+        """The block `graph` where it makes graph layers; beside an adapter it only gives a graph."""
+        return self.graph if self.adapter is None else None

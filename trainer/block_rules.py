@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.trainer.arguments import LIKELIHOOD_VIEWS, RunConfiguration, View
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.knowledge_graph_rules import GRAPH_VIEWS, check_knowledge_graph
 from graft.trainer.metrics import METRIC_VALUES, TOKEN_METRICS, metric_named
 from graft.trainer.own_adapters import own_adapter_config
 from graft.trainer.retrieval_ability import VIEWS
@@ -19,10 +20,11 @@ from graft.trainer.retrieval_rules import check_retrieval
 
 
 def resolve_views(configuration: RunConfiguration) -> None:
-    """Put the default of `data.eval_views` in its place: neighbours in all ways, with a memory it, or nothing read."""
+    """Put the default of `data.eval_views` in its place: with neighbours, graphs or a memory, to tell what it does."""
     if configuration.data.eval_views is None:
-        without_corpus: list[View] = ["truncated"] if configuration.memory is None else ["full"]
-        configuration.data.eval_views = list(VIEWS) if configuration.retrieval is not None else without_corpus
+        views: tuple[View, ...] = ("truncated",) if configuration.memory is None else ("full",)
+        views = views if configuration.knowledge_graph is None else GRAPH_VIEWS
+        configuration.data.eval_views = list(views if configuration.retrieval is None else VIEWS)
 
 
 def has_target(configuration: RunConfiguration) -> bool:
@@ -62,6 +64,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
         _check_oracle,
         _check_packing,
         _check_memory,
+        check_knowledge_graph,
         _check_graph,
         _check_adapter,
         _check_generation,
@@ -218,7 +221,7 @@ def _check_graph(configuration: RunConfiguration) -> None:
             "The blocks `graph` and `memory` exclude each other: a memory serves stock attention, which graph layers "
             "replace; leave one out."
         )
-    if configuration.adapter is not None:
+    if configuration.adapter is not None and configuration.knowledge_graph is None:
         raise ConfigurationError(
             "The blocks `graph` and `adapter` exclude each other: new graph layers would be missing from the saved "
             "adapter; name what trains in `graph.train` instead."

@@ -142,6 +142,37 @@ class CausalMemoryCollator:
 
 
 @dataclass
+class ChunkGraphCollator:
+    """Batches of another collator of a decoder, with the graphs of their rows where these have some.
+
+    Args:
+        collator: makes input_ids and, maybe, prompt_ids, which are the first of a row's input_ids.
+        side: on which it pads them.
+    """
+
+    collator: Any
+    side: Literal["left", "right"]
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        """As `collator`, and chunk_ids (rows, length), -1 in padding; chunk_weights (rows, chunks, chunks) in float32,
+        0 for chunks that a row lacks; with prompt_ids also prompt_chunk_ids (rows, prompt)."""
+        batch: dict[str, Tensor] = self.collator(rows)
+        if "chunk_ids" not in rows[0]:
+            return batch
+        ids = [row["chunk_ids"] for row in rows]
+        batch["chunk_ids"] = pad(ids, -1, self.side, batch["input_ids"].shape[1])
+        if "prompt_ids" in rows[0]:
+            prompts = [chunks[: len(row["prompt_ids"])] for chunks, row in zip(ids, rows, strict=True)]
+            batch["prompt_chunk_ids"] = pad(prompts, -1, "left", batch["prompt_ids"].shape[1])
+        most = max(1, *(len(row["chunk_weights"]) for row in rows))
+        weights = torch.zeros(len(rows), most, most)
+        for number, row in enumerate(rows):
+            for chunk, read in enumerate(row["chunk_weights"]):
+                weights[number, chunk, : len(read)] = torch.as_tensor(read, dtype=torch.float32)
+        return batch | {"chunk_weights": weights}
+
+
+@dataclass
 class CausalEvaluationCollator:
     """Rows of a decoder, left-padded, so that scored tokens and prompts end where the tensor ends."""
 

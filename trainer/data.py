@@ -13,6 +13,7 @@ from graft.trainer import tokenisation
 from graft.trainer.arguments import DataArguments, RunConfiguration
 from graft.trainer.block_rules import has_target
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.knowledge_graph_data import KnowledgeGraphs
 from graft.trainer.oracle_sentences import oracle_sources
 from graft.trainer.packed_rows import packed_rows
 from graft.trainer.row_mapping import COLUMN_TYPES, RowMapping, tokenised_rows, tokenizer_fingerprint
@@ -30,10 +31,17 @@ from graft.trainer.splits import load_splits, not_utf8, rows_during_training
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["load_splits", "prepare_evaluation", "prepare_training", "row_counts", "rows_during_training"]
+__all__ = [
+    "load_splits",
+    "prepare_evaluation",
+    "prepare_training",
+    "row_counts",
+    "rows_during_training",
+    "standard_rows_of",
+]
 
 
-def _standard(rows: Dataset, configuration: RunConfiguration, split: str) -> Dataset:
+def standard_rows_of(rows: Dataset, configuration: RunConfiguration, split: str) -> Dataset:
     """The rows under our column names; duplicates merged outside of training."""
     data, settings = configuration.data, column_settings(configuration, split, rows.column_names)
     check_columns(rows.column_names, settings)
@@ -81,7 +89,7 @@ def _without_too_long(rows: Dataset, data: DataArguments, split: str, limit: int
 def _truncated_training(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
 ) -> Dataset:
-    return _cut_to_limit(_standard(rows, configuration, "train"), tokenizer, configuration, max_positions)
+    return _cut_to_limit(standard_rows_of(rows, configuration, "train"), tokenizer, configuration, max_positions)
 
 
 def _cut_to_limit(
@@ -97,7 +105,7 @@ def _oracle_training(
 ) -> Dataset:
     data, settings = configuration.data, oracle_settings(configuration, max_positions)
     chosen = RowMapping(data.num_proc, data.overwrite_cache)(
-        _standard(rows, configuration, "train"),
+        standard_rows_of(rows, configuration, "train"),
         oracle_sources,
         f"{settings!r} {tokenizer_fingerprint(tokenizer)}",
         fn_kwargs={"tokenizer": tokenizer, "settings": settings},
@@ -119,7 +127,7 @@ def _chunked_training(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
 ) -> Dataset:
     data = configuration.data
-    standard = _standard(rows, configuration, "train")
+    standard = standard_rows_of(rows, configuration, "train")
     return _in_chunks(
         standard, tokenizer, configuration, max_positions, (data.max_target_length, data.capture_raw_text)
     )
@@ -149,17 +157,22 @@ _TRAINING_VIEWS = {
 
 
 def prepare_training(
-    rows: Any, tokenizer: PreTrainedTokenizerBase, configuration: RunConfiguration, max_positions: int | None
+    rows: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    configuration: RunConfiguration,
+    max_positions: int | None,
+    graphs: KnowledgeGraphs | None = None,
 ) -> Any:
     """Rows to train on: input_ids, attention_mask, labels, length, truncated, id; those of a corpus are so already.
 
     With `data.packing` these are input_ids, labels, position_ids, length, truncated, id of rows that share a row. The
     view "chunked" adds document_id, chunk_index, chunk_count and, where `data.capture_raw_text` asks for it, the
-    columns of `document_chunks.TEXT_COLUMNS`.
+    columns of `document_chunks.TEXT_COLUMNS`; a knowledge graph adds chunk_ids and chunk_weights.
 
     Args:
         rows: the training split as loaded.
         max_positions: tokens the model was trained on, the limit where `data.max_source_length` is None.
+        graphs: of the documents, where the configuration has a knowledge graph.
 
     Raises:
         ConfigurationError: a missing column, an empty source or target, a limit that leaves no room.
@@ -169,6 +182,8 @@ def prepare_training(
     prepared = _TRAINING_VIEWS[configuration.data.train_view](rows, tokenizer, configuration, max_positions)
     if len(prepared) == 0:
         raise ConfigurationError("No row of the split train is left.")
+    if graphs is not None:
+        prepared = graphs.with_columns(prepared, "train", configuration.data.train_view)
     return _packed(prepared, configuration, max_positions) if configuration.data.packing else prepared
 
 
@@ -198,13 +213,15 @@ def prepare_evaluation(
     view: str,
     max_positions: int | None,
     split: str = "validation",
+    graphs: KnowledgeGraphs | None = None,
 ) -> Any:
     """Rows to evaluate in one view, in the order of the data; those of a corpus are the same in every view.
 
     All have input_ids, attention_mask, id, source_tokens, truncated, length; with targets also labels and references.
     Causal rows have prompt_ids (with a target) or scored_bytes (without), and in the view "full" memory_ids, which may
     be empty. The scored tokens are the same in every view. "context" leaves out rows of more than `max_positions`. In
-    the view "chunked" a document has several rows, which also say document_id, chunk_index and chunk_count.
+    the view "chunked" a document has several rows, which also say document_id, chunk_index and chunk_count. With
+    `graphs` they have chunk_ids and chunk_weights, except in the view "without_graph".
 
     Raises:
         ConfigurationError: a missing column, an empty source or reference, a limit that leaves no room, no row left.
@@ -214,7 +231,7 @@ def prepare_evaluation(
     data, causal = configuration.data, configuration.model.task == "causal"
     target_limit = data.eval_max_target_length or data.max_target_length
     limit = data.eval_max_source_length
-    standard = _standard(rows, configuration, split)
+    standard = standard_rows_of(rows, configuration, split)
     if view == "chunked":
         return _in_chunks(standard, tokenizer, configuration, max_positions, (target_limit, False))
     if causal and not has_target(configuration):
@@ -230,11 +247,11 @@ def prepare_evaluation(
     prepared = tokenised_rows(standard, function, tokenizer, settings, data)
     if limit == data.eval_max_source_length:
         prepared = _without_too_long(prepared, data, split, limit)
-    if view == "context" and max_positions is not None:
+    if settings.view == "context" and max_positions is not None:
         prepared = _that_fit(prepared, max_positions, split)
     if len(prepared) == 0:
         raise ConfigurationError(f"No row of the split {split} is left for the view {view!r}.")
-    return prepared
+    return prepared if graphs is None else graphs.with_columns(prepared, split, view)
 
 
 def _that_fit(rows: Dataset, max_positions: int, split: str) -> Dataset:

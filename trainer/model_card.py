@@ -142,7 +142,7 @@ def model_card(facts: CardFacts) -> str:
         rows = "\n".join(f"| {name} | {value} |" for name, value in facts.run.items())
         sections.append(f"| | |\n| --- | --- |\n{rows}")
     sections += ["## Limits", _limits(facts)]
-    if cited := [_CITATIONS[subject] for subject in facts.subjects]:
+    if cited := [_CITATIONS[subject] for subject in dict.fromkeys(facts.subjects)]:
         sections += ["## Citation", "```bibtex\n" + "\n".join(cited) + "\n```"]
     return "\n\n".join(section for section in sections if section) + "\n"
 

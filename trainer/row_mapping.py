@@ -27,9 +27,14 @@ COLUMN_TYPES: dict[str, Any] = {
     **dict.fromkeys(("document_id", "raw_text_chunks"), Value("string")),
     **dict.fromkeys(("length", "source_tokens", "scored_bytes"), Value("int64")),
     **dict.fromkeys(("chunk_index", "chunk_count", "chunk_start", "chunk_end"), Value("int64")),
+    **dict.fromkeys(("graph_chunks", "graph_readers", "graph_edges"), Value("int64")),
     "token_offsets": List(List(Value("int64"))),
+    "chunk_weights": List(List(Value("float32"))),
     **dict.fromkeys(
-        ("input_ids", "attention_mask", "labels", "position_ids", "prompt_ids", "memory_ids"),
+        (
+            *("input_ids", "attention_mask", "labels", "position_ids", "prompt_ids", "memory_ids"),
+            *("token_starts", "chunk_ids"),
+        ),
         List(Value("int64")),
     ),
 }

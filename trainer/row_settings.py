@@ -20,6 +20,7 @@ from graft.trainer.document_chunks import (
 from graft.trainer.rows import ColumnSettings
 from graft.trainer.tokenisation import TokenSettings
 
+_LAID_OUT_AS = {"without_graph": "context", "shuffled_graph": "context"}  # these compare with that view
 Rule = tuple[Callable[..., Any], TokenSettings | ChunkedSettings]
 """A function from a batch of texts to a batch of rows, and what it is to know."""
 
@@ -54,7 +55,8 @@ def token_settings(configuration: RunConfiguration, limit: int | None, target_li
         target_limit=target_limit,
         scored_tokens=data.scored_tokens,
         local_tokens=memory.local_tokens,
-        view=view,
+        view=_LAID_OUT_AS.get(view, view),
+        keeps_starts=configuration.knowledge_graph is not None and view != "without_graph",
     )
 
 

@@ -44,6 +44,11 @@ def _example(prepared: Prepared) -> list[str]:
         if name in row:
             ids = [int(token) for token in row[name] if token != IGNORED]
             lines.append(f"  {name} ({len(row[name])} tokens): {_shortened(str(tokenizer.decode(ids)))!r}")
+    if "chunk_ids" in row:
+        for chunk, weights in enumerate(row["chunk_weights"]):
+            read = ", ".join(f"{other} ({weight:.2f})" for other, weight in enumerate(weights[:-1]) if weight)
+            size = sum(each == chunk for each in row["chunk_ids"])
+            lines.append(f"  chunk {chunk} ({size} tokens) reads {read or 'no earlier one'}")
     if "retrieved" in row:  # of the first chunk, whose neighbours the second reads
         for place, neighbour in enumerate(row["retrieved"][0].tolist()):
             text = str(tokenizer.decode(neighbour, skip_special_tokens=True))

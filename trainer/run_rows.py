@@ -16,11 +16,23 @@ from graft.trainer.collators import (
     CausalMemoryCollator,
     CausalPackedCollator,
     CausalTrainingCollator,
+    ChunkGraphCollator,
     Seq2SeqCollator,
     padding_id,
 )
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import prepare_evaluation, prepare_training, row_counts, rows_during_training
+from graft.trainer.knowledge_graph_data import KnowledgeGraphs
+
+
+def needed_splits(args: Seq2SeqTrainingArguments) -> list[str]:
+    """The splits that a run reads."""
+    needed = {
+        "train": args.do_train,
+        "validation": args.do_eval or args.eval_strategy != "no",
+        "test": args.do_predict,
+    }
+    return [split for split, is_needed in needed.items() if is_needed]
 
 
 def check_splits(args: Seq2SeqTrainingArguments, splits: Mapping[str, Any]) -> None:
@@ -29,13 +41,8 @@ def check_splits(args: Seq2SeqTrainingArguments, splits: Mapping[str, Any]) -> N
     Raises:
         ConfigurationError: names the split and those there are.
     """
-    needed = {
-        "train": args.do_train,
-        "validation": args.do_eval or args.eval_strategy != "no",
-        "test": args.do_predict,
-    }
-    for split, is_needed in needed.items():
-        if is_needed and split not in splits:
+    for split in needed_splits(args):
+        if split not in splits:
             raise ConfigurationError(f"The run needs the split {split}, but `data` has only {', '.join(splits)}.")
 
 
@@ -56,6 +63,7 @@ def lay_out(
     splits: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
+    graphs: KnowledgeGraphs | None = None,
 ) -> tuple[Any | None, dict[str, Any], dict[str, dict[str, int]]]:
     """Rows to train on, rows evaluated meanwhile by view, and how many rows became how many."""
     positions = getattr(config, "max_position_embeddings", None)
@@ -63,12 +71,12 @@ def lay_out(
     meanwhile: dict[str, Any] = {}
     counts: dict[str, dict[str, int]] = {}
     if args.do_train:
-        train = prepare_training(splits["train"], tokenizer, configuration, positions)
+        train = prepare_training(splits["train"], tokenizer, configuration, positions, graphs)
         counts["train"] = row_counts(splits["train"], train)
     if args.do_eval or args.eval_strategy != "no":
         part = rows_during_training(splits["validation"], configuration.data)
         for view in configuration.data.eval_views or []:
-            meanwhile[view] = prepare_evaluation(part, tokenizer, configuration, view, positions)
+            meanwhile[view] = prepare_evaluation(part, tokenizer, configuration, view, positions, graphs=graphs)
             counts[f"validation_{view}"] = row_counts(part, meanwhile[view])
     return train, meanwhile, counts
 
@@ -94,6 +102,8 @@ def training_collator(configuration: RunConfiguration, tokenizer: PreTrainedToke
         return CausalMemoryCollator(tokenizer, memory.local_tokens)
     if configuration.data.packing:
         return CausalPackedCollator(tokenizer, multiple)
+    if configuration.knowledge_graph is not None:
+        return ChunkGraphCollator(CausalTrainingCollator(tokenizer, multiple), "right")
     return CausalTrainingCollator(tokenizer, multiple)
 
 
@@ -101,4 +111,6 @@ def evaluation_collator(configuration: RunConfiguration, tokenizer: PreTrainedTo
     """What makes batches to evaluate, None where those of training will do."""
     if configuration.model.task == "seq2seq" or configuration.retrieval is not None:
         return None
+    if configuration.knowledge_graph is not None:
+        return ChunkGraphCollator(CausalEvaluationCollator(tokenizer), "left")
     return CausalEvaluationCollator(tokenizer)

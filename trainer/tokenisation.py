@@ -28,6 +28,8 @@ class TokenSettings:
         scored_tokens: last tokens of a text without target that are scored.
         local_tokens: tokens before the scored ones, or last tokens of a prompt, that stay out of the memory.
         view: how evaluated rows are laid out; see `lay_out`.
+        keeps_starts: also give `token_starts`: of each token its first character in the source, -1 for all others,
+            such as special tokens, prefixes and answers.
     """
 
     source_prefix: str = ""
@@ -38,6 +40,7 @@ class TokenSettings:
     scored_tokens: int = 512
     local_tokens: int = 256
     view: str = "truncated"
+    keeps_starts: bool = False
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], target: bool = False) -> list[list[int]]:
@@ -48,6 +51,30 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], target: 
     # verbose=False: a warning that a whole document exceeds the window would mislead, it is cut or remembered later.
     encoded = tokenizer(**given, add_special_tokens=False, truncation=False, padding=False, verbose=False)
     return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _with_starts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any
+) -> tuple[Any, list[list[int]]]:
+    """What the tokenizer makes of whole texts, and where each token begins, -1 for special tokens.
+
+    Raises:
+        ValueError: the tokenizer is no fast one, which alone knows.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"`graph.knowledge_graph` needs the offsets of a fast tokenizer, not {type(tokenizer)}.")
+    encoded = tokenizer(
+        list(texts),
+        truncation=False,
+        padding=False,
+        verbose=False,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        **options,
+    )
+    pairs = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    starts = [[-1 if no else start for (start, _), no in zip(spans, mask, strict=True)] for spans, mask in pairs]
+    return encoded, starts
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase, target: bool = False) -> tuple[list[int], list[int]]:
@@ -103,6 +130,30 @@ def joined_sources(
         for prefix, source in zip(prefix_ids, sources, strict=True)
     ]
     return rows, [len(source) for source in sources]
+
+
+def source_starts(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, lengths: Sequence[int]
+) -> list[list[int]]:
+    """`token_starts` of the rows that `joined_sources` gives without special tokens behind them.
+
+    Args:
+        lengths: tokens of each row.
+    """
+    before, _ = special_tokens_around(tokenizer)
+    fixed, suffix = plain_ids(tokenizer, [settings.source_prefix, settings.source_suffix])
+    prefixes = batch.get("prefix") or [""] * len(batch["source"])
+    prefix_ids = [ids[: settings.max_prefix_length] for ids in plain_ids(tokenizer, prefixes)]
+    blanks = [2 if prefix else 0 for prefix in prefixes]
+    texts = ["\n\n"[:blank] + source for blank, source in zip(blanks, batch["source"], strict=True)]
+    encoded, _ = _with_starts(tokenizer, texts, add_special_tokens=False)
+    rows = []
+    for length, prefix, blank, spans in zip(lengths, prefix_ids, blanks, encoded["offset_mapping"], strict=True):
+        ahead = len(before) + len(fixed) + len(prefix)
+        kept = spans[: length - ahead - len(suffix)]
+        starts = [max(start - blank, 0) if end > blank else -1 for start, end in kept]
+        rows.append([-1] * ahead + starts + [-1] * (length - ahead - len(kept)))
+    return rows
 
 
 def seq2seq_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> Batch:
@@ -161,7 +212,11 @@ def causal_training_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, setti
     prompts, _ = _prompts(batch, tokenizer, settings)
     answers = answer_ids(batch["target"], tokenizer, settings.target_limit)
     pairs = list(zip(prompts, answers, strict=True))
-    return {
+    places: Batch = {}
+    if settings.keeps_starts:
+        starts = source_starts(batch, tokenizer, settings, [len(prompt) for prompt, _ in prompts])
+        places["token_starts"] = [[*row, *[-1] * len(answer)] for row, answer in zip(starts, answers, strict=True)]
+    return places | {
         "input_ids": [[*prompt, *answer] for (prompt, _), answer in pairs],
         "attention_mask": [[1] * (len(prompt) + len(answer)) for (prompt, _), answer in pairs],
         "labels": [[IGNORED] * len(prompt) + answer for (prompt, _), answer in pairs],
@@ -178,14 +233,20 @@ def text_blocks(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: Toke
     limit = settings.source_limit
     if limit is None or limit < 2:
         raise ValueError(f"`data.max_source_length` must be at least 2 to cut texts into blocks, got {limit}.")
-    encoded = tokenizer(batch["source"], truncation=False, padding=False, verbose=False)["input_ids"]
+    starts: list[list[int]] = []
+    if settings.keeps_starts:
+        encoded, starts = _with_starts(tokenizer, batch["source"])
+    else:
+        encoded = tokenizer(batch["source"], truncation=False, padding=False, verbose=False)
     pieces = [
-        (row, list(ids[start : start + limit]))
-        for row, ids in enumerate(encoded)
+        (row, slice(start, start + limit))
+        for row, ids in enumerate(encoded["input_ids"])
         for start in range(0, max(len(ids) - 1, 0), limit)
     ]
     rows: Batch = {name: [batch[name][row] for row, _ in pieces] for name in batch if name != "source"}
-    blocks = [block for _, block in pieces]
+    blocks = [list(encoded["input_ids"][row][place]) for row, place in pieces]
+    if starts:
+        rows["token_starts"] = [starts[row][place] for row, place in pieces]
     return rows | {
         "input_ids": blocks,
         "attention_mask": [[1] * len(block) for block in blocks],
@@ -208,8 +269,14 @@ def lay_out(before: list[int], scored: list[int], settings: TokenSettings) -> di
     return row
 
 
+def _seen_starts(starts: Sequence[int], row: dict[str, list[int]], end: int) -> list[int]:
+    """Of a document's `starts` those of the tokens that an evaluated row has, the last of which is token `end` - 1."""
+    return list(starts[end - len(row["input_ids"]) : end])
+
+
 def _as_columns(rows: list[dict[str, list[int]]], settings: TokenSettings, *more: str) -> Batch:
     names = ["input_ids", "labels", *more] + (["memory_ids"] if settings.view == "full" else [])
+    names += ["token_starts"] if settings.keeps_starts else []
     columns: Batch = {name: [row[name] for row in rows] for name in names}
     columns["attention_mask"] = [[1] * len(row["input_ids"]) for row in rows]
     columns["length"] = [len(row["input_ids"]) + len(row.get("memory_ids", ())) for row in rows]
@@ -230,6 +297,11 @@ def causal_evaluation_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, set
             row = lay_out(prompt, answer, settings)
         row["prompt_ids"] = row["input_ids"][: len(row["input_ids"]) - len(answer)]
         rows.append(row)
+    if settings.keeps_starts:
+        starts = source_starts(batch, tokenizer, settings, [len(prompt) for prompt, _ in prompts])
+        for row, of_prompt, answer in zip(rows, starts, answers, strict=True):
+            places = [*of_prompt, *[-1] * len(answer)]
+            row["token_starts"] = _seen_starts(places, row, len(places))
     columns = _as_columns(rows, settings, "prompt_ids")
     if "target" not in batch:
         columns.pop("labels", None)
@@ -242,14 +314,7 @@ def text_evaluation_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, setti
     `scored_bytes` is the length in UTF-8 of the text that the scored tokens stand for.
     """
     rows, kept, lengths, cuts, sizes = [], [], [], [], []
-    encoded = tokenizer(
-        batch["source"],
-        truncation=False,
-        padding=False,
-        verbose=False,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
+    encoded, starts = _with_starts(tokenizer, batch["source"])
     for number, text in enumerate(batch["source"]):
         ids = list(encoded["input_ids"][number])[: settings.source_limit]
         first = max(len(ids) - settings.scored_tokens, 1)
@@ -257,6 +322,8 @@ def text_evaluation_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, setti
             continue
         kept.append(number)
         rows.append(lay_out(ids[:first], ids[first:], settings))
+        if settings.keeps_starts:
+            rows[-1]["token_starts"] = _seen_starts(starts[number], rows[-1], len(ids))
         lengths.append(len(encoded["input_ids"][number]))
         cuts.append(len(ids) < lengths[-1])
         # A special token has the empty span (0, 0); the text's last token reaches to its end, spaces included.

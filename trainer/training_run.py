@@ -37,6 +37,9 @@ from graft.trainer.data import load_splits, prepare_evaluation
 from graft.trainer.document_chunks import keep_chunk_texts
 from graft.trainer.graph_ability import GraphAbility, GraphPlots, train_graph, with_graph
 from graft.trainer.graph_adapter import GraphAdapterAbility
+from graft.trainer.knowledge_graph_ability import KnowledgeGraphAbility
+from graft.trainer.knowledge_graph_data import KnowledgeGraphs
+from graft.trainer.knowledge_graph_sources import check_reads_graphs, knowledge_graphs
 from graft.trainer.loading import load_config, load_model, load_tokenizer, parameter_counts, with_adapter
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
 from graft.trainer.own_adapters import own_adapter_config
@@ -50,6 +53,7 @@ from graft.trainer.run_rows import (
     check_splits,
     evaluation_collator,
     lay_out,
+    needed_splits,
     training_collator,
     training_texts,
 )
@@ -93,6 +97,7 @@ class Prepared:
     during_training: dict[str, Any]
     rows: dict[str, dict[str, int]]
     model: Any
+    graphs: KnowledgeGraphs | None
 
 
 def run(configuration: RunConfiguration, flags: RunFlags | None = None) -> dict[str, Any]:
@@ -119,6 +124,8 @@ def run(configuration: RunConfiguration, flags: RunFlags | None = None) -> dict[
         finished = train_or_go_on(trainer, record, before)
         if finished:
             record["results"] = _evaluate(trainer, prepared) | _predict(trainer, prepared)
+        if prepared.graphs is not None:
+            record["knowledge_graph"] = prepared.graphs.report
         record |= {"status": "complete" if finished else "interrupted", "hours": (time.time() - started) / 3600}
         write_record(args, record)
         if finished and args.do_train:
@@ -178,8 +185,9 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     """Load config, data, tokenizer and model, and lay the rows out; the order in which mistakes are cheapest."""
     set_seed(args.seed)
     config = load_config(configuration.model, configuration.memory, flags.trust_remote_code)
-    if configuration.graph is not None:
-        config = with_graph(config, configuration.graph)
+    if configuration.graph_layers is not None:
+        config = with_graph(config, configuration.graph_layers)
+    check_reads_graphs(configuration, config)
     _check_lengths(configuration, config)
     with args.main_process_first(desc="loading the splits"):
         splits = load_splits(configuration.data, configuration.retrieval)
@@ -192,7 +200,9 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
         tokenizer = load_tokenizer(configuration.model, config, folder, texts, flags.trust_remote_code)
         if configuration.retrieval is not None:
             check_corpora(splits, tokenizer, config, reader_of(configuration, config))
-        train, during_training, rows = lay_out(configuration, args, splits, tokenizer, config)
+        graphed = {name: rows for name, rows in splits.items() if name in needed_splits(args)}
+        graphs = knowledge_graphs(configuration, graphed, tokenizer, folder.parent / "knowledge_graph")
+        train, during_training, rows = lay_out(configuration, args, splits, tokenizer, config, graphs)
         if train is not None and configuration.data.capture_raw_text:
             writes = not flags.dry_run and args.process_index == 0
             train = keep_chunk_texts(train, folder.parent / "chunks.parquet" if writes else None)
@@ -201,13 +211,13 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     model: Any = load_model(configuration.model, config, flags.trust_remote_code)
     if configuration.data.packing:
         check_reads_packed_rows(model)
-    if configuration.graph is not None:
-        train_graph(model, configuration.graph)
+    if configuration.graph_layers is not None:
+        train_graph(model, configuration.graph_layers)
     if configuration.adapter is not None:
         model = with_adapter(model, configuration.adapter, configuration.model)
     if getattr(args, "activation_checkpointing", getattr(args, "gradient_checkpointing", False)):
         model.enable_input_require_grads()
-    return Prepared(configuration, args, config, tokenizer, splits, train, during_training, rows, model)
+    return Prepared(configuration, args, config, tokenizer, splits, train, during_training, rows, model, graphs)
 
 
 def _check_lengths(configuration: RunConfiguration, config: PreTrainedConfig) -> None:
@@ -236,11 +246,13 @@ def build_trainer(prepared: Prepared, flags: RunFlags) -> GraftSeq2SeqTrainer:
         abilities.append(RetroFitAbility(retrieval, own_adapter_config(adapter)))
     elif retrieval is not None:
         abilities.append(RetrievalAbility(retrieval))
-    if configuration.graph is not None:
-        abilities.append(GraphAbility(configuration.graph, prepared.config))
+    if configuration.graph_layers is not None:
+        abilities.append(GraphAbility(configuration.graph_layers, prepared.config))
         callbacks.append(GraphPlots())
     if adapter is not None and adapter.type == "sparse_gin":
         abilities.append(GraphAdapterAbility(own_adapter_config(adapter)))
+    if prepared.graphs is not None:
+        abilities.append(KnowledgeGraphAbility(prepared.graphs))
     if configuration.early_stopping_patience is not None:
         patience, threshold = configuration.early_stopping_patience, configuration.early_stopping_threshold
         callbacks.append(EarlyStoppingCallback(patience, threshold))
@@ -284,7 +296,9 @@ def _evaluate(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, flo
     views = {}
     for view in prepared.configuration.data.eval_views or []:
         with prepared.args.main_process_first(desc="tokenising"):
-            views[view] = prepare_evaluation(rows, prepared.tokenizer, prepared.configuration, view, positions)
+            views[view] = prepare_evaluation(
+                rows, prepared.tokenizer, prepared.configuration, view, positions, graphs=prepared.graphs
+            )
     metrics = trainer.evaluate(views)
     for view in views:
         logger.info("Worst and best of %s:\n%s", view, trainer.evaluations[f"eval_{view}"].extremes())
@@ -300,7 +314,8 @@ def _predict(trainer: GraftSeq2SeqTrainer, prepared: Prepared) -> dict[str, floa
     positions = getattr(prepared.config, "max_position_embeddings", None)
     with prepared.args.main_process_first(desc="tokenising"):
         rows = prepare_evaluation(
-            prepared.splits["test"], prepared.tokenizer, prepared.configuration, view, positions, split="test"
+            *(prepared.splits["test"], prepared.tokenizer, prepared.configuration, view, positions, "test"),
+            graphs=prepared.graphs,
         )
     return _scores(trainer.predict(rows, view=view).metrics or {})
 

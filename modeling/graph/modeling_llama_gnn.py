@@ -206,7 +206,7 @@ class LlamaModelWithGNN(LlamaGNNPreTrainedModel, LlamaModel):
         options = self.config.gnn_config
         kwargs = take_graph(self, {"input_ids": input_ids, "attention_mask": attention_mask}, kwargs)
         if KEYWORD in kwargs:
-            _refuse_graph(options)
+            refuse_graph(options)
         refuses_holes = options.attention == "pna" or options.mlp == "multi_aggregation" or options.latent is not None
         if refuses_holes and not torch.compiler.is_compiling():
             _refuse_holes(attention_mask)
@@ -220,7 +220,7 @@ class LlamaModelWithGNN(LlamaGNNPreTrainedModel, LlamaModel):
         Raises:
             ValueError: the model reads no graph.
         """
-        _refuse_graph(self.config.gnn_config)
+        refuse_graph(self.config.gnn_config)
         hold_graph(cache, graph)
 
 
@@ -254,7 +254,7 @@ class LlamaForCausalLMWithGNN(SavesItsCode, LlamaGNNPreTrainedModel, LlamaForCau
         return super().generate(*args, **kwargs)
 
 
-def _refuse_graph(options: GNNConfig) -> None:
+def refuse_graph(options: GNNConfig) -> None:
     """Raise ValueError unless a graph from elsewhere can be added to the edges of a model with `options`."""
     sparse = options.sparse
     if sparse is None:

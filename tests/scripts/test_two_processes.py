@@ -124,6 +124,11 @@ ABILITIES = {
         *("--adapter.type", "sparse_gin", "--adapter.options"),
         '{"rank": 4, "scale_first": 0.5, "dropout": 0.0}',
     ],
+    "knowledge graph": [
+        *("--graph.attention", "llama", "--graph.sparse", '{"rank": 4, "scale_first": 0.5, "dropout": 0.0}'),
+        *("--graph.knowledge_graph.chunk_size", "6", "--graph.knowledge_graph.extractor", "keyphrase"),
+        *("--data.eval_views", "context"),
+    ],
 }
 """Of a causal model on text; the block `retrieval` has a test of its own below."""
 
@@ -143,7 +148,8 @@ def test_two_processes_learn_what_one_learns_with_each_ability(make_run, tmp_pat
     assert two["world_size"] == 2
     assert losses_of(tmp_path / "wide") == pytest.approx(losses_of(tmp_path / "out"), abs=1e-4)
     assert two["results"] == pytest.approx(one["results"], rel=1e-4)
-    rows = [predictions_of(tmp_path / name, "full" if ability == "lora" else "truncated") for name in ("out", "wide")]
+    view = {"lora": "full", "knowledge graph": "context"}.get(ability, "truncated")
+    rows = [predictions_of(tmp_path / name, view) for name in ("out", "wide")]
     assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]] == [f"validation-{n}" for n in range(5)]
     weights = [load_file(next((tmp_path / name).glob("*model.safetensors"))) for name in ("out", "wide")]
     assert weights[0].keys() == weights[1].keys()

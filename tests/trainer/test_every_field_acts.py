@@ -22,6 +22,9 @@ from graft.configuration.configuration_gnn import (
     SparseGraphConfig,
 )
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.graphs.knowledge_graph.chunk_sources import chunks_of_text
+from graft.graphs.knowledge_graph.corpus_graph import build_knowledge_graph
+from graft.graphs.knowledge_graph.mention_shards import ExtractorChoice
 from graft.trainer import data as data_module
 from graft.trainer import loading, splits
 from graft.trainer.arguments import AdapterArguments, DataArguments, GraphArguments, ModelArguments, RunConfiguration
@@ -30,6 +33,7 @@ from graft.trainer.config_file import from_dict
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import prepare_evaluation
 from graft.trainer.graph_ability import train_graph, with_graph
+from graft.trainer.knowledge_graph_arguments import KnowledgeGraphArguments
 from graft.trainer.loading import load_config, load_model, load_tokenizer
 from graft.trainer.training_run import RunFlags, build_trainer, prepare, training_arguments
 
@@ -292,9 +296,10 @@ def test_every_field_is_looked_at():
     assert RUN.keys() | blocks == {each.name for each in fields(RunConfiguration)}
     inner = {"edges": EdgeTransformConfig, "sparse": SparseGraphConfig}
     inner |= {"adjacency": AdjacencyConfig, "latent": LatentConfig}
-    of_graph = {each.name for each in fields(GraphArguments)} - inner.keys()
+    of_graph = {each.name for each in fields(GraphArguments)} - inner.keys() - {"knowledge_graph"}
     of_graph |= {f"{name}.{each.name}" for name, owner in inner.items() for each in fields(owner)}
     assert GRAPH.keys() == of_graph
+    assert KNOWLEDGE_GRAPH.keys() == {each.name for each in fields(KnowledgeGraphArguments)}
 
 
 @pytest.mark.parametrize("field", DATA)
@@ -541,6 +546,51 @@ GRAPH = {
     "sparse.scale_first": (NETWORK, 1.0),
     "sparse.scale_last": (NETWORK, 1.0),
 }
+
+
+NAMED_ENTITIES = {"extractor": "gazetteer:names.txt", "chunk_size": 6}
+KNOWLEDGE_GRAPH = {
+    # field: (what else it says, the changed value)
+    "folder": ({}, "entities"),
+    "extractor": (NAMED_ENTITIES, "gazetteer:other-names.txt"),
+    "chunk_size": (NAMED_ENTITIES, 8),
+    "chunk_neighbours": (NAMED_ENTITIES, 1),
+    "own": (NAMED_ENTITIES, 0.5),
+    "causal": (NAMED_ENTITIES, False),
+}
+
+
+def write_names_and_graph(folder):
+    (folder / "names.txt").write_text("cat\ndog\nmodel\nnumber\ntext\n")
+    (folder / "other-names.txt").write_text("answers\nreads\n")
+    rows = [row for split, n in (("train", 6), ("validation", 4)) for row in rows_of(split, n)]
+    texts = [chunk for row in rows for chunk in chunks_of_text(row["other"], row["source"], 50)]
+    build_knowledge_graph(texts, folder / "entities", ExtractorChoice("capitalised"))
+
+
+@pytest.mark.parametrize("field", KNOWLEDGE_GRAPH)
+def test_a_field_of_the_knowledge_graph_acts(folder, tmp_path, field):
+    pytest.importorskip("networkx")
+    if not (folder / "entities").exists():
+        write_names_and_graph(folder)
+    options, value = KNOWLEDGE_GRAPH[field]
+
+    def there(given):
+        paths = {"extractor": "gazetteer:" + str(folder / str(given.get("extractor")).removeprefix("gazetteer:"))}
+        paths["folder"] = str(folder / str(given.get("folder")))
+        return given | {name: paths[name] for name in given.keys() & paths.keys()}
+
+    data = {"id_column": "other", "target_column": None, "test": None, "scored_tokens": 8, "eval_views": ["context"]}
+    base = {"data": data, "graph": {**nested(NETWORK), "knowledge_graph": there(options)}}
+    assert differs(
+        folder,
+        tmp_path,
+        base,
+        "graph",
+        {"knowledge_graph": there({**options, field: value})},
+        observe_rows,
+        causal=True,
+    )
 
 
 def nested(options):
