@@ -174,7 +174,7 @@ def line_plot_png(
         dots = "o" if len(x) <= 24 else None
         axes.plot(x, y, label=name, color=_LINES[index % len(_LINES)], linewidth=1.8, marker=dots, markersize=4)
     if logarithmic:
-        axes.set_yscale("log")
+        _plain_log_scale(axes)
     axes.grid(color="#e4e4e0", linewidth=0.8)
     axes.set_axisbelow(True)
     if len(series) > 1:
@@ -196,7 +196,7 @@ def _canvas(title: str, axes_names: tuple[str, str], size: tuple[float, float]) 
     axes.set_title(_plain(title), loc="left", fontsize=12, color="#22252a")
     axes.set_xlabel(_plain(axes_names[0]), color="#5a6069")
     axes.set_ylabel(_plain(axes_names[1]), color="#5a6069")
-    axes.tick_params(colors="#5a6069", labelsize=9)
+    axes.tick_params(which="both", colors="#5a6069", labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -221,6 +221,22 @@ def _label(axes: Any, which: str, labels: Sequence[str], at_most: int) -> None:
         )
     else:
         axes.set_yticks(list(shown), texts)
+
+
+def _plain_log_scale(axes: Any) -> None:
+    """y by factors, with numbers such as 2 and 0.5 beside it, not 2 x 10^0; matplotlib chooses which."""
+    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
+
+    axes.set_yscale("log")
+    chooser = LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(1, 0.4))
+    chooser.set_axis(axes.yaxis)
+
+    def beside(value: float, place: int | None) -> str:
+        chooser.set_locs(axes.yaxis.get_minorticklocs())
+        return f"{value:g}" if chooser(value, place) else ""
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(beside))
 
 
 def _plain(text: str) -> str:
