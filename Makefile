@@ -3,7 +3,7 @@
 #   VENV=path           the virtual environment, made if absent
 #   PYTHON=python3.12   what makes it
 #   TORCH_INDEX=URL     an index to look at first for torch, e.g. https://download.pytorch.org/whl/cpu
-#   JOBS=2              how many processes run the tests of `make test`
+#   JOBS=2              how many processes run the tests
 #   INSTALL=wheel       install graft as a user has it, not as links to this checkout
 
 PYTHON ?= python3
@@ -38,7 +38,7 @@ test: install
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: install models docs test-oldest
-	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # The oldest transformers we support, with the hub client that it wants.
 test-oldest:
