@@ -65,13 +65,13 @@ def factory_string(kind: str, dim: int, count: int, parameters: Mapping[str, Any
     if kind in ("ivf_flat", "ivf_sq8"):
         return f"IVF{nlist},{'Flat' if kind == 'ivf_flat' else 'SQ8'}"
     size = parameters["code_size"]
+    if kind == "ivf_pq" and dim % size:
+        raise ValueError(f"`code_size` must divide the dimension {dim}, got {size}.")
     if count < CODES:
         raise ValueError(f"codes of {size} bytes need at least {CODES} training vectors, got {count}.")
     if kind == "opq_ivf_pq":
         coarse = f"IVF{nlist}_HNSW32" if nlist >= 256 else f"IVF{nlist}"
         return f"OPQ{size}_{4 * size},{coarse},PQ{size}"
-    if dim % size:
-        raise ValueError(f"`code_size` must divide the dimension {dim}, got {size}.")
     return f"IVF{nlist},PQ{size}"
 
 
