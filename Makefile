@@ -21,8 +21,10 @@ SOURCES := $(shell find $(SOURCE_FOLDERS) -name '*.py' | LC_ALL=C sort)
 
 OLDEST_TRANSFORMERS := 5.17.0
 OLDEST_VENV := .venv-oldest
+ENGINES_VENV := .venv-engines
+ENGINE_TESTS := tests/retrieval/test_vector_engines.py tests/retrieval/corpus/test_executors.py
 
-.PHONY: install models quickstart test test-all test-oldest lint docs bench FORCE
+.PHONY: install models quickstart test test-all test-oldest test-engines lint docs bench FORCE
 
 install: $(VENV)/.package
 
@@ -37,7 +39,7 @@ quickstart: install models
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
-test-all: install models docs test-oldest
+test-all: install models docs test-oldest test-engines
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # The oldest transformers we support, with the hub client that it wants.
@@ -47,6 +49,16 @@ test-oldest:
 	echo 'transformers==$(OLDEST_TRANSFORMERS)' >> $(OLDEST_VENV)/wanted.txt
 	cmp -s $(OLDEST_VENV)/wanted.txt $(OLDEST_VENV)/constraints.txt || cp $(OLDEST_VENV)/wanted.txt $(OLDEST_VENV)/constraints.txt
 	$(MAKE) --no-print-directory test VENV=$(OLDEST_VENV) CONSTRAINTS=$(OLDEST_VENV)/constraints.txt
+
+# Ray, Milvus Lite and a PostgreSQL server with pgvector, in an environment of their own: they bring many packages. What
+# is skipped there is listed at the end.
+test-engines:
+	mkdir -p $(ENGINES_VENV)
+	cat constraints.txt constraints-engines.txt > $(ENGINES_VENV)/wanted.txt
+	cmp -s $(ENGINES_VENV)/wanted.txt $(ENGINES_VENV)/constraints.txt || cp $(ENGINES_VENV)/wanted.txt $(ENGINES_VENV)/constraints.txt
+	$(MAKE) --no-print-directory install VENV=$(ENGINES_VENV) CONSTRAINTS=$(ENGINES_VENV)/constraints.txt \
+		EXTRAS=dev,ray,milvus,pgvector,test_engines
+	HYPOTHESIS_PROFILE=full $(ENGINES_VENV)/bin/python -m pytest -rs $(ENGINE_TESTS)
 
 lint: install
 	$(BIN)/ruff check

@@ -33,6 +33,18 @@ def _has(programs: Path, extension: str | None) -> bool:
     return extension is None or any((share / "extension" / f"{extension}.control").exists() for share in shares)
 
 
+def _where_it_runs(programs: Path, home: Path, as_user: list[str]) -> Path:
+    """The folder itself, or a copy of the package that carries it where the user may not enter that, as in /root."""
+    if subprocess.run([*as_user, str(programs / "initdb"), "--version"], capture_output=True).returncode == 0:
+        return programs
+    carrying = [folder for folder in programs.parents if folder.parent.joinpath(f"{folder.name}.libs").is_dir()]
+    for package in carrying[:1]:
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            shutil.copytree(folder, home / folder.name, symlinks=True)
+        return home / programs.relative_to(package.parent)
+    return programs
+
+
 @contextmanager
 def running_postgres(programs: Path, options: str = "") -> Iterator[Path]:
     """Start a server, and stop it at the end.
@@ -50,6 +62,7 @@ def running_postgres(programs: Path, options: str = "") -> Iterator[Path]:
     if os.geteuid() == 0:
         shutil.chown(home, "nobody")
         as_user = ["setpriv", "--reuid=nobody", "--clear-groups"]
+        programs = _where_it_runs(programs, home, as_user)
 
     def run(program: str, *arguments: str) -> None:
         command = [*as_user, str(programs / program), "-D", str(home / "data"), *arguments]

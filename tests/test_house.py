@@ -262,10 +262,17 @@ def test_every_dependency_is_pinned_for_ci():
     def project(line: str) -> str:
         return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~;\[ ]", line)[0]).lower()
 
-    pinned = {project(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    needed = listed("options", "install_requires")
-    needed += [line for extra in ("dev", "docs", "examples") for line in listed("options.extras_require", extra)]
-    assert {project(line) for line in needed} <= pinned
+    def pinned(name: str) -> set[str]:
+        return {project(line) for line in (ROOT / name).read_text().splitlines() if "==" in line}
+
+    def of_extras(*extras: str) -> set[str]:
+        return {project(line) for extra in extras for line in listed("options.extras_require", extra)}
+
+    everywhere, engines = pinned("constraints.txt"), pinned("constraints-engines.txt")
+    needed = {project(line) for line in listed("options", "install_requires")}
+    assert needed | of_extras("dev", "docs", "examples") <= everywhere
+    assert of_extras("ray", "milvus", "pgvector", "test_engines") <= engines
+    assert not everywhere & engines
 
 
 def test_make_tests_the_oldest_transformers_that_setup_allows():

@@ -127,11 +127,3 @@ def test_workers_are_threads_or_an_executor():
     for make_it in (lambda: executor_and_threads(0), lambda: LocalExecutor(0)):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
             make_it()
-
-
-@pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
-def test_without_ray_its_executor_says_what_to_install():
-    from graft.retrieval.corpus.ray_executor import RayExecutor
-
-    with pytest.raises(ImportError, match=r"pip install graft-transformers\[ray\]"):
-        RayExecutor()
