@@ -78,6 +78,9 @@ class DataArguments:
             With the block `retrieval`: the folder of a prepared corpus (`graft-build-database`).
         dataset: instead of files, a folder or Hub id that `datasets.load_dataset` reads.
         config, data_dir, revision: of `dataset`.
+        streaming: training rows are read and tokenised while the run goes on, so they need not fit on the disk; the
+            run takes `training.max_steps` steps. Rows to evaluate are loaded as ever.
+        shuffle_buffer: rows of a stream from which the next ones are drawn; None is 1,000.
         splits: our name of a split -> its name in `dataset`, where they differ.
         source_column, target_column, prefix_column, id_column: columns; None means there is none. A target may be a
             list of references: the first one trains, all of them score. Without an id the row number is used.
@@ -127,6 +130,8 @@ class DataArguments:
     config: str | None = None
     data_dir: str | None = None
     revision: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int | None = None
     splits: dict[str, str] = field(default_factory=dict)
     source_column: str = "source"
     target_column: str | None = "target"
@@ -166,7 +171,7 @@ class DataArguments:
         """Refuse numbers outside their range; the message names the field, its value and what is allowed."""
         lengths = ("max_source_length", "eval_max_source_length", "max_target_length", "eval_max_target_length")
         counts = ("max_train_samples", "max_eval_samples", "max_test_samples")
-        others = ("pad_to_multiple_of", "scored_tokens", "num_proc", "chunk_size")
+        others = ("pad_to_multiple_of", "scored_tokens", "num_proc", "chunk_size", "shuffle_buffer")
         _at_least({name: getattr(self, name) for name in (*lengths, *counts, *others)}, 1)
         _at_least({n: getattr(self, n) for n in ("max_prefix_length", "chunk_overlap", "min_chunk_tokens")}, 0)
         share = self.eval_during_training

@@ -17,6 +17,7 @@ from graft.trainer.metrics import METRIC_VALUES, TOKEN_METRICS, metric_named
 from graft.trainer.own_adapters import own_adapter_config
 from graft.trainer.retrieval_ability import VIEWS
 from graft.trainer.retrieval_rules import check_retrieval
+from graft.trainer.streaming_rules import check_streaming
 
 
 def resolve_views(configuration: RunConfiguration) -> None:
@@ -59,6 +60,7 @@ def check_blocks(configuration: RunConfiguration) -> None:
     for rule in (
         _check_training_needs,
         check_retrieval,
+        check_streaming,
         _check_data,
         _check_chunks,
         _check_oracle,

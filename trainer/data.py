@@ -28,6 +28,7 @@ from graft.trainer.row_settings import (
 )
 from graft.trainer.rows import check_columns, merged_duplicates, standard_rows
 from graft.trainer.splits import load_splits, not_utf8, rows_during_training
+from graft.trainer.streamed_rows import is_streamed, streamed_training
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,8 @@ def prepare_training(
 ) -> Any:
     """Rows to train on: input_ids, attention_mask, labels, length, truncated, id; those of a corpus are so already.
 
+    Of a stream a stream, with the same rows.
+
     With `data.packing` these are input_ids, labels, position_ids, length, truncated, id of rows that share a row. The
     view "chunked" adds document_id, chunk_index, chunk_count and, where `data.capture_raw_text` asks for it, the
     columns of `document_chunks.TEXT_COLUMNS`; a knowledge graph adds chunk_ids and chunk_weights.
@@ -179,6 +182,8 @@ def prepare_training(
     """
     if configuration.retrieval is not None:
         return rows
+    if is_streamed(rows):
+        return streamed_training(rows, tokenizer, configuration, max_positions)
     prepared = _TRAINING_VIEWS[configuration.data.train_view](rows, tokenizer, configuration, max_positions)
     if len(prepared) == 0:
         raise ConfigurationError("No row of the split train is left.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graft.trainer.loading import parameter_counts
+from graft.trainer.streamed_rows import first_rows, is_streamed
 from graft.trainer.tokenisation import IGNORED
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def plan_of(prepared: Prepared) -> str:
         f"memory     {configuration.memory if configuration.memory is not None else 'none'}",
         f"retrieval  {configuration.retrieval if configuration.retrieval is not None else 'none'}",
         f"graph      {configuration.graph if configuration.graph is not None else 'none'}",
-        f"splits     {', '.join(f'{name}: {len(rows)} rows tried' for name, rows in prepared.splits.items())}",
+        f"splits     {', '.join(f'{name}: {_size(rows)} tried' for name, rows in prepared.splits.items())}",
         f"views      {', '.join(configuration.data.eval_views or [])}",
         f"batch      {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x "
         f"{args.world_size} process(es) = {batch}",
@@ -33,12 +34,16 @@ def plan_of(prepared: Prepared) -> str:
     return "\n".join(lines + _example(prepared))
 
 
+def _size(rows: Any) -> str:
+    return "a stream" if is_streamed(rows) else f"{len(rows)} rows"
+
+
 def _example(prepared: Prepared) -> list[str]:
     """The first row of the training rows, or else of the first view, decoded with its special tokens."""
     rows = prepared.train if prepared.train is not None else next(iter(prepared.during_training.values()), None)
     if rows is None:
         return []
-    row, tokenizer = rows[0], prepared.tokenizer
+    row, tokenizer = first_rows(rows, 1)[0], prepared.tokenizer
     lines = [f"example    row {row['id']}"]
     for name in ("memory_ids", "input_ids", "labels"):
         if name in row:

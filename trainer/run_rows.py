@@ -23,6 +23,7 @@ from graft.trainer.collators import (
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.data import prepare_evaluation, prepare_training, row_counts, rows_during_training
 from graft.trainer.knowledge_graph_data import KnowledgeGraphs
+from graft.trainer.streamed_rows import endless, first_rows, is_streamed
 
 
 def needed_splits(args: Seq2SeqTrainingArguments) -> list[str]:
@@ -72,7 +73,10 @@ def lay_out(
     counts: dict[str, dict[str, int]] = {}
     if args.do_train:
         train = prepare_training(splits["train"], tokenizer, configuration, positions, graphs)
-        counts["train"] = row_counts(splits["train"], train)
+        if is_streamed(train):
+            train = endless(train, configuration.data, args)
+        else:
+            counts["train"] = row_counts(splits["train"], train)
     if args.do_eval or args.eval_strategy != "no":
         part = rows_during_training(splits["validation"], configuration.data)
         for view in configuration.data.eval_views or []:
@@ -85,10 +89,15 @@ def check_equal_rows(args: Seq2SeqTrainingArguments, datasets: Sequence[Any]) ->
     """Every process must see the same rows, or gradients would mix what was never one batch."""
     if args.world_size < 2:
         return
-    ids = "\0".join(str(name) for rows in datasets for name in rows["id"])
+    ids = "\0".join(str(name) for rows in datasets for name in _ids(rows))
     seen = gather_object([hashlib.sha256(ids.encode()).hexdigest()])
     if len(set(seen)) > 1:
         raise RuntimeError(f"The {args.world_size} processes loaded different rows; give each the same files.")
+
+
+def _ids(rows: Any) -> list[Any]:
+    """All ids, of a stream the first: what comes later has not been read."""
+    return [row["id"] for row in first_rows(rows, 64)] if is_streamed(rows) else list(rows["id"])
 
 
 def training_collator(configuration: RunConfiguration, tokenizer: PreTrainedTokenizerBase) -> Any:

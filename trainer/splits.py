@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
 from graft.trainer.arguments import DataArguments, RetrievalArguments
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.corpus_rows import load_corpora
+from graft.trainer.streamed_rows import first_rows, in_memory, is_streamed
 from graft.trainer.unreadable_files import first_fault, reason_of
 
 SPLITS = ("train", "validation", "test")
@@ -38,7 +39,7 @@ def _files(split: str, patterns: str | list[str]) -> list[str]:
     return found
 
 
-def _load_files(split: str, patterns: str | list[str]) -> Dataset:
+def _load_files(split: str, patterns: str | list[str], streaming: bool = False) -> Any:
     files = _files(split, patterns)
     suffixes = sorted({Path(file).suffix.lower() for file in files})
     if len({_READERS.get(suffix) for suffix in suffixes}) > 1 or suffixes[0] not in _READERS:
@@ -48,15 +49,18 @@ def _load_files(split: str, patterns: str | list[str]) -> Dataset:
         )
     reader = _READERS[suffixes[0]]
     try:
-        return _read(reader, split, files)
+        rows = _read(reader, split, files, streaming)
+        if streaming:
+            first_rows(rows, 1)  # reads the first file's beginning
+        return rows
     except Exception as error:  # what pandas, pyarrow and datasets raise for broken files has no common class
         fault = first_fault(files, lambda file: _read(reader, split, [file]).column_names) or reason_of(error)
         raise ConfigurationError(f"`data.{split}` cannot be read as {reader}: {fault}.") from error
 
 
-def _read(reader: str, split: str, files: list[str]) -> Dataset:
+def _read(reader: str, split: str, files: list[str], streaming: bool = False) -> Any:
     options = {"sample_by": "document"} if reader == "text" else {}  # a row per file, not per line
-    return load_dataset(reader, data_files={split: files}, split=split, **options)
+    return load_dataset(reader, data_files={split: files}, split=split, streaming=streaming, **options)
 
 
 def not_utf8(data: DataArguments, split: str, error: UnicodeDecodeError) -> ConfigurationError:
@@ -66,21 +70,25 @@ def not_utf8(data: DataArguments, split: str, error: UnicodeDecodeError) -> Conf
     return ConfigurationError(f"The split {split} holds text that is no UTF-8: {fault or error}.")
 
 
-def _load_named(data: DataArguments) -> dict[str, Dataset]:
-    """The splits of `data.dataset`: a folder written by `save_to_disk`, a folder of data files, or a Hub id."""
+def _load_named(data: DataArguments) -> dict[str, Any]:
+    """The splits of `data.dataset`: a folder written by `save_to_disk`, a folder of data files, or a Hub id.
+
+    With `data.streaming` all are streams, of a data set that may not fit on this disk.
+    """
     assert data.dataset is not None
     saved = Path(data.dataset)
     try:
         if (saved / "dataset_dict.json").is_file() or (saved / "state.json").is_file():
             loaded: Any = load_from_disk(data.dataset)
         else:
-            loaded = load_dataset(data.dataset, data.config, data_dir=data.data_dir, revision=data.revision)
+            options: dict[str, Any] = {"data_dir": data.data_dir, "revision": data.revision}
+            loaded = load_dataset(data.dataset, data.config, streaming=data.streaming, **options)
     except Exception as error:  # offline, unknown id, broken files, scripts: no common class
         reason = " ".join(str(error).split())
         if "scripts are no longer supported" in reason:
             reason += " `datasets` has dropped loading scripts: convert it to Parquet."
         raise ConfigurationError(f"`data.dataset` {data.dataset!r} cannot be loaded: {reason}") from error
-    if not isinstance(loaded, DatasetDict):
+    if not isinstance(loaded, DatasetDict | IterableDatasetDict):
         loaded = {"train": loaded}
     named = {split: data.splits.get(split, split) for split in SPLITS}
     if missing := [name for split, name in named.items() if split in data.splits and name not in loaded]:
@@ -90,8 +98,18 @@ def _load_named(data: DataArguments) -> dict[str, Dataset]:
     return {split: loaded[name] for split, name in named.items() if name in loaded}
 
 
+def _streamed(rows: Any, split: str, data: DataArguments, count: int | None) -> Any:
+    """Training rows as a stream, whatever they were loaded as, and the others as rows in memory."""
+    if split == "train":
+        return rows if is_streamed(rows) else rows.to_iterable_dataset()  # those of `save_to_disk`
+    takes_first = data.sample_seed is None and data.test_slice is None
+    return in_memory(rows, count if takes_first else None) if is_streamed(rows) else rows
+
+
 def _sampled(rows: Any, count: int | None, seed: int | None) -> Any:
     """The first `count` rows, or with a seed that many drawn ones in their old order; all for None."""
+    if is_streamed(rows):
+        return rows if count is None else rows.take(count)
     if count is None or count >= len(rows):
         return rows
     if seed is None:
@@ -112,13 +130,16 @@ def load_splits(data: DataArguments, retrieval: RetrievalArguments | None = None
         splits = _load_named(data)
     else:
         patterns = {split: getattr(data, split) for split in SPLITS}
-        splits = {split: _load_files(split, files) for split, files in patterns.items() if files}
+        streamed = "train" if data.streaming else None
+        splits = {split: _load_files(split, files, split == streamed) for split, files in patterns.items() if files}
+    counts = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_test_samples}
+    if data.streaming:
+        splits = {split: _streamed(rows, split, data, counts[split]) for split, rows in splits.items()}
     if "test" in splits and data.test_slice is not None:
         start, end = data.test_slice
         splits["test"] = splits["test"].select(list(range(*slice(start, end).indices(len(splits["test"])))))
-    counts = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_test_samples}
     splits = {split: _sampled(rows, counts[split], data.sample_seed) for split, rows in splits.items()}
-    if empty := [split for split, rows in splits.items() if len(rows) == 0]:
+    if empty := [split for split, rows in splits.items() if not first_rows(rows, 1)]:
         raise ConfigurationError(f"The split {empty[0]} has no rows.")
     return splits
 

@@ -57,6 +57,7 @@ from graft.trainer.run_rows import (
     training_collator,
     training_texts,
 )
+from graft.trainer.streamed_rows import is_streamed
 from graft.trainer.trackers import prepare_trackers
 from graft.trainer.trainer import GraftSeq2SeqTrainer
 
@@ -167,6 +168,8 @@ def training_arguments(configuration: RunConfiguration) -> Seq2SeqTrainingArgume
     given.setdefault("include_num_input_tokens_seen", "non_padding")
     given.setdefault("logging_steps", 10)
     given.setdefault("run_name", Path(given["output_dir"]).name)
+    if data.streaming:  # batches of a stream differ in length, so one process cannot hand them out
+        given["accelerator_config"] = {**(given.get("accelerator_config") or {}), "dispatch_batches": False}
     try:
         args = Seq2SeqTrainingArguments(**given)
     except (ValueError, TypeError, ImportError) as error:
@@ -192,7 +195,7 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     with args.main_process_first(desc="loading the splits"):
         splits = load_splits(configuration.data, configuration.retrieval)
     if flags.dry_run:
-        splits = {name: rows.select(range(min(DRY_ROWS, len(rows)))) for name, rows in splits.items()}
+        splits = {name: _few(rows) for name, rows in splits.items()}
     check_splits(args, splits)
     with tempfile.TemporaryDirectory() as temporary, args.main_process_first(desc="tokenising"):
         folder = Path(temporary if flags.dry_run else output_folder(args)) / "tokenizer"
@@ -218,6 +221,10 @@ def prepare(configuration: RunConfiguration, args: Seq2SeqTrainingArguments, fla
     if getattr(args, "activation_checkpointing", getattr(args, "gradient_checkpointing", False)):
         model.enable_input_require_grads()
     return Prepared(configuration, args, config, tokenizer, splits, train, during_training, rows, model, graphs)
+
+
+def _few(rows: Any) -> Any:
+    return rows.take(DRY_ROWS) if is_streamed(rows) else rows.select(range(min(DRY_ROWS, len(rows))))
 
 
 def _check_lengths(configuration: RunConfiguration, config: PreTrainedConfig) -> None:

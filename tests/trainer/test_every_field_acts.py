@@ -5,6 +5,7 @@ evaluation with its shapes, the figures, and the files. Two observations of one 
 """
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from dataclasses import fields
@@ -35,6 +36,7 @@ from graft.trainer.data import prepare_evaluation
 from graft.trainer.graph_ability import train_graph, with_graph
 from graft.trainer.knowledge_graph_arguments import KnowledgeGraphArguments
 from graft.trainer.loading import load_config, load_model, load_tokenizer
+from graft.trainer.streamed_rows import is_streamed
 from graft.trainer.training_run import RunFlags, build_trainer, prepare, training_arguments
 
 SENTENCE = "The {} number {} reads a long text, then answers."
@@ -156,13 +158,22 @@ def blocks_of(folder, output, causal=False, **changes):
     return blocks
 
 
+def train_rows(prepared):
+    if is_streamed(prepared.train):
+        return ["streamed", *itertools.islice(prepared.train, 6)]
+    return prepared.train.to_list()
+
+
 def observe_rows(configuration, prepared):
     """What was laid out, how it is padded, and what the model is."""
     trainer = build_trainer(prepared, RunFlags())
     seen = {
-        "train": prepared.train.to_list(),
+        "train": train_rows(prepared),
         "meanwhile": {name: rows.to_list() for name, rows in prepared.during_training.items()},
-        "batch": {name: tuple(t.shape) for name, t in trainer.data_collator(list(prepared.train)[:2]).items()},
+        "batch": {
+            name: tuple(t.shape)
+            for name, t in trainer.data_collator(list(itertools.islice(prepared.train, 2))).items()
+        },
         "model": (weights_of(prepared.model), prepared.model.config._attn_implementation),
         "files": sorted(path.name for path in Path(prepared.args.output_dir).rglob("*") if path.is_file()),
     }
@@ -238,6 +249,8 @@ DATA = {
     "dataset": ({**NAMED, "dataset": "renamed"}, "renamed/inside"),
     "config": ({**NAMED, "config": "train", "splits": {"validation": "train"}}, "other-train"),
     "data_dir": ({**NAMED, "dataset": "renamed"}, "inside"),
+    "streaming": ({}, True),
+    "shuffle_buffer": ({"streaming": True}, 4),
     "splits": ({**NAMED, "dataset": "renamed"}, {"validation": "test"}),
     "source_column": ({}, "other"),
     "target_column": ({}, "short"),
@@ -313,7 +326,10 @@ def test_a_field_of_data_acts(folder, tmp_path, field):
         assert "empty target" in runs[0]
         assert len(runs[1]["train"]) == 2
         return
-    assert differs(folder, tmp_path, {"data": options}, "data", {field: value}, observe_rows, causal=bool(causal))
+    base = {"data": options}
+    if field == "shuffle_buffer":
+        base["training"] = {"train_sampling_strategy": "random"}
+    assert differs(folder, tmp_path, base, "data", {field: value}, observe_rows, causal=bool(causal))
 
 
 @pytest.mark.parametrize("field", ["num_proc", "overwrite_cache"])
