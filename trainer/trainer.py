@@ -11,14 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
-from transformers.utils.hub import PushInProgress
 
 from graft.trainer.abilities import (
     Ability,
@@ -35,14 +34,9 @@ from graft.trainer.abilities import (
 from graft.trainer.arguments import LIKELIHOOD_VIEWS
 from graft.trainer.evaluation import Evaluation
 from graft.trainer.metrics import Metric
-from graft.trainer.model_card import facts_of_trainer, write_model_card
-from graft.trainer.published_files import check_hub_strategy, collect_checkpoint, publish, without_pickled_arguments
+from graft.trainer.published_files import check_hub_strategy
+from graft.trainer.publishing import PublishesFiles
 from graft.trainer.token_losses import IGNORED, in_rows, scored_tail, token_losses, until_end
-
-if TYPE_CHECKING:  # one of two trainers, whose signatures differ; Any says so
-    from typing import Any as _Base
-else:
-    _Base = object
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +44,7 @@ ROW_COLUMNS = ("id", "references", "source_tokens", "truncated", "scored_bytes")
 BATCH_COLUMNS = ("prompt_ids", "prompt_mask")
 
 
-class GraftTrainerMixin(_Base):
+class GraftTrainerMixin(PublishesFiles):
     """What `GraftTrainer` and `GraftSeq2SeqTrainer` add to the stock trainers.
 
     Args:
@@ -65,7 +59,6 @@ class GraftTrainerMixin(_Base):
     """
 
     data_collator: Any
-    push_in_progress: Any
 
     def __init__(
         self,
@@ -330,63 +323,6 @@ class GraftTrainerMixin(_Base):
             predictions = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
             generated_tokens = [len(row) for row in tokens]
         return Evaluation(name, known, columns.get("losses"), predictions, generated_tokens, seconds)
-
-    # Files -----------------------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As the stock, but the arguments as JSON without tokens in place of a pickle that nothing reads back."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir or ".")
-            without_pickled_arguments(folder, self.args)
-            for ability in self.abilities:
-                ability.save(folder)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As the stock, but with the .py files an auto_map points at, and without any pickle."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
-            return
-        in_progress = self.push_in_progress
-        if not self.args.hub_always_push and in_progress is not None and not in_progress.is_done():
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        output = Path(self.args.output_dir or ".")
-        collect_checkpoint(Path(checkpoint_folder), output)
-        message = f"Training in progress, step {self.state.global_step}"
-        where = {"token": self.args.hub_token, "revision": self.args.hub_revision}
-        job = publish(output, self.hub_model_id, message, blocking=False, **where)
-        if in_progress is None or in_progress.is_done():
-            self.push_in_progress = PushInProgress(cast(Any, [job]))
-        else:
-            in_progress.jobs.append(job)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As the stock, but by the same list of what may leave this machine: no predictions, no pickles."""
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**kwargs)
-        self._finish_current_push()
-        where = {"token": token, "revision": revision or self.args.hub_revision}
-        output = Path(self.args.output_dir or ".")
-        return publish(output, self.hub_model_id, commit_message or "End of training", blocking, **where)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Ours: results with intervals, a snippet that runs, what the abilities are (see `model_card.py`)."""
-        if self.is_world_process_zero():
-            write_model_card(Path(self.args.output_dir or "."), facts_of_trainer(self, *args, **kwargs))
 
 
 class GraftTrainer(GraftTrainerMixin, Trainer):

@@ -250,7 +250,7 @@ DATA = {
     "config": ({**NAMED, "config": "train", "splits": {"validation": "train"}}, "other-train"),
     "data_dir": ({**NAMED, "dataset": "renamed"}, "inside"),
     "streaming": ({}, True),
-    "shuffle_buffer": ({"streaming": True}, 4),
+    "shuffle_buffer": ({"streaming": True}, 2),
     "splits": ({**NAMED, "dataset": "renamed"}, {"validation": "test"}),
     "source_column": ({}, "other"),
     "target_column": ({}, "short"),
@@ -288,7 +288,7 @@ BY_SPY = {"revision", "num_proc", "overwrite_cache"}
 
 
 def test_two_observations_of_one_run_are_equal(folder, tmp_path):
-    for kind, memory in ((False, {"training": "random"}), (True, {})):
+    for kind, memory in ((False, {"training": "random", "window": 16}), (True, {})):
         runs = [blocks_of(folder, tmp_path / f"{kind}{n}", causal=kind, memory=memory) for n in range(2)]
         assert observe(runs[0], observe_step) == observe(runs[1], observe_step)
 
@@ -446,7 +446,7 @@ MEMORY = {
     "index": ({"keys_per_query": 3}, "flat", "bart"),
     "index_parameters": ({"keys_per_query": 3, "index": "hnsw"}, {"probes": 1}, "bart"),  # refused when it is read
     "index_refine": ({"keys_per_query": 3, "index": "flat"}, 2, "bart"),
-    "training": ({}, "retrieval", "bart"),
+    "training": ({"window": 16}, "retrieval", "bart"),
     "memory_gradient": ({"training": "retrieval", "window": 16}, True, "llama"),
 }
 
