@@ -27,6 +27,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("model", help="folder or id of a model, of an adapter, or of a finished run")
+    parser.add_argument("--revision", help="commit, tag or branch of an id; an adapter names that of its base")
     read = parser.add_mutually_exclusive_group(required=True)
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     read.add_argument(
@@ -71,7 +72,7 @@ def converse(given: argparse.Namespace, rest: Sequence[str]) -> None:
     questions = questions_in(given.questions) if given.questions else given.question
     documents = named_texts(given.prompt)
     memory, generation = options_of(rest)
-    texts = {name: getattr(given, name) for name in ("prefix", "suffix", "chat", "trust_remote_code")}
+    texts = {name: getattr(given, name) for name in ("prefix", "suffix", "chat", "trust_remote_code", "revision")}
     texts |= {"sources": given.sources, "source_heads": given.source_heads}
     options: dict[str, Any] = {"memory": None if given.no_memory else memory, "generation": generation}
     request = Request(given.model, saved=given.load_memory, streams=True, **texts, **options)

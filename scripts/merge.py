@@ -20,6 +20,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("adapter", help="folder or Hub id of the adapter")
     parser.add_argument("output", type=Path, help="a new folder")
     parser.add_argument("--base", help="folder or id of the base, if it is not where the adapter says")
+    parser.add_argument("--revision", help="commit, tag or branch of the adapter's id")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="of the weights written; auto: the base's")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base")
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _merge(given: argparse.Namespace) -> None:
     from graft.trainer.merging import merge_adapter
 
-    merge_adapter(given.adapter, given.output, given.base, given.dtype, given.trust_remote_code)
+    merge_adapter(given.adapter, given.output, given.base, given.dtype, given.trust_remote_code, given.revision)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".bin", ".pt", ".pth", ".png")
+LARGE = (".safetensors", ".npy", ".parquet", ".bin", ".pt", ".pth", ".png")
 
 
 @dataclass
@@ -79,7 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.resolve()
 
     def do_GET(self) -> None:
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/.*)?)?", self.place)
+        found = re.fullmatch(
+            r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/.*)?)?", self.place
+        )
         if not found:
             self.resolve()
             return
@@ -101,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         return entry
 
     def resolve(self) -> None:
-        found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.place)
+        found = re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.place)
         repository = self.server.repositories.get(found[1]) if found else None
         if found is None or repository is None:
             self.missing("RepoNotFound")
@@ -166,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "lfs" if path.endswith(LARGE) else "regular"
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/.+", self.place)
+        found = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)/commit/.+", self.place)
         assert found is not None
         repository, added = self.server.repositories[found[1]], set()
         for line in lines:

@@ -1,13 +1,8 @@
 """Pushed by the real client to a server of our own, loaded by id where graft cannot be imported: the same model."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
 
 import pytest
-from hub_server import HubServer
 from stranger import program_without
 
 MODELS = """
@@ -117,26 +112,6 @@ with torch.no_grad():
 model.push_to_hub("me/retro", token="hf_a_secret")
 """
 )
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """A running server, and a function that runs a program with it as its Hub and a home of its own."""
-    with HubServer(token="hf_a_secret") as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-
-        def run(code, *arguments, home="home", succeeds=True):
-            environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-            environment |= {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / home)}
-            environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
-            command = [sys.executable, "-c", code, *arguments]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, cwd=tmp_path)
-            assert (done.returncode == 0) is succeeds, done.stderr[-3000:]
-            return done
-
-        server.run = run
-        yield server
-        server.shutdown()
 
 
 def slow(value):

@@ -54,6 +54,7 @@ class Request:
         saved: folder of a memory to load in place of reading; its options and suffix are those it was made with.
         generation: fields of `GenerationConfig`.
         trust_remote_code: the model's own code may run.
+        revision: commit, tag or branch of the model's or adapter's id; an adapter names that of its base.
         sources: passages to be quoted with each answer.
         source_heads: so many heads of a decoder that find what they are asked say which; 0 for all heads.
         streams: write answers to standard output while they are made.
@@ -67,6 +68,7 @@ class Request:
     saved: Path | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    revision: str | None = None
     sources: int = 0
     source_heads: int = 2
     streams: bool = False
@@ -110,7 +112,7 @@ class Conversation:
     def __init__(self, request: Request) -> None:
         check_generation(request.generation)
         config = _checked_options(request)
-        self.model, self.tokenizer = load(request.model, request.trust_remote_code)
+        self.model, self.tokenizer = load(request.model, request.trust_remote_code, request.revision)
         self._request = request
         self._generation = with_limit(request.generation, self.model)
         self._prefix, self._suffix = self._frame(request)
@@ -337,7 +339,7 @@ def _checked_options(request: Request) -> UnlimiformerConfig | None:
             raise ConfigurationError("`--load-memory` brings a memory, and `--no-memory` leaves it out.")
         return None
     if request.saved is None:
-        return memory_options(request.model, request.memory)
+        return memory_options(request.model, request.memory, request.revision)
     if request.memory or request.prefix or request.suffix or request.chat:
         raise ConfigurationError(
             "`--load-memory` brings the options, prefix and suffix that the memory was made with: leave out "

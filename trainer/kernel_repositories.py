@@ -43,15 +43,25 @@ def warn_of_unpinned_code(
     config: PreTrainedConfig, source: str, revision: str | None, trust_remote_code: bool
 ) -> None:
     """Log a warning if the repository `source` brings code that may run, and no commit says which code that is."""
-    brings_code = bool(getattr(config, "auto_map", None)) and not Path(source).exists()
-    if trust_remote_code and brings_code and not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        commit = getattr(config, "_commit_hash", None) or "a commit"
-        logger.warning(
-            "The code of %s is that of %s, and may be another after its next push: read it and pin the revision %s.",
-            source,
-            revision or "its main branch",
-            commit,
-        )
+    if trust_remote_code and getattr(config, "auto_map", None):
+        _warn_unless_pinned(source, revision, getattr(config, "_commit_hash", None) or "a commit")
+
+
+def warn_of_unpinned_tokenizer(tokenizer: Any, source: str, revision: str | None) -> None:
+    """The same of a tokenizer whose code the repository `source` brought."""
+    if type(tokenizer).__module__.startswith("transformers_modules"):
+        _warn_unless_pinned(source, revision, "a commit")
+
+
+def _warn_unless_pinned(source: str, revision: str | None, commit: str) -> None:
+    if Path(source).exists() or re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return
+    logger.warning(
+        "The code of %s is that of %s, and may be another after its next push: read it and pin the revision %s.",
+        source,
+        revision or "its main branch",
+        commit,
+    )
 
 
 def _implementations(config: PreTrainedConfig) -> Iterator[str]:

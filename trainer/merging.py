@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
 from peft.utils import load_peft_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import graft.registration  # noqa: F401  (our own classes and adapters load without consent to remote code)
 from graft.atomic_files import new_folder
@@ -19,6 +19,7 @@ from graft.modeling.graph.sparse_gin_config import PEFT_TYPE as SPARSE_GIN
 from graft.modeling.retro.retrofit_config import PEFT_TYPE as RETROFIT
 from graft.trainer.abilities import MEMORY_FILE
 from graft.trainer.configuration_error import ConfigurationError
+from graft.trainer.generation import tokenizer_of
 from graft.trainer.kernel_repositories import refuse_kernel_repositories, warn_of_unpinned_code
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,12 @@ MERGED = (PeftType.LORA, PeftType.ADALORA, PeftType.LOHA, PeftType.LOKR, PeftTyp
 
 
 def merge_adapter(
-    adapter: str, output: str | Path, base: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+    adapter: str,
+    output: str | Path,
+    base: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Path:
     """Write `adapter`'s base with the update in its weights, whole or not at all.
 
@@ -40,6 +46,7 @@ def merge_adapter(
         base: folder or id of the base, if it is not where the adapter says.
         dtype: of the weights written: "auto" is the base's.
         trust_remote_code: whether code that comes with the base may run.
+        revision: commit, tag or branch of the adapter's id; the adapter names that of its base.
 
     Raises:
         ConfigurationError: adapter or base cannot be loaded, the method changes the computation and not the weights,
@@ -48,23 +55,25 @@ def merge_adapter(
     output = Path(output)
     if output.exists():
         raise ConfigurationError(f"`output` {str(output)!r} exists; choose a new folder.")
-    config = _mergeable_config(adapter)
+    config = _mergeable_config(adapter, revision)
     source = base or config.base_model_name_or_path
     if not source:
         raise ConfigurationError(f"`adapter` {adapter!r} does not name its base: give `base`.")
-    revision = None if base else config.revision
-    model, kept = _load_base(source, revision, dtype, trust_remote_code)
-    merged = _merged(model, adapter, source)
+    of_base = None if base else config.revision
+    model, kept = _load_base(source, of_base, dtype, trust_remote_code)
+    merged = _merged(model, (adapter, revision), source)
     with new_folder(output) as folder:
         merged.to(kept).save_pretrained(folder)
-        _write_companions(folder, adapter, source, revision, trust_remote_code)
+        _write_companions(folder, (adapter, revision), (source, of_base), trust_remote_code)
     logger.info("%s merged into %s: %s", adapter, source, output)
     return output
 
 
-def _mergeable_config(adapter: str) -> PeftConfig:
+def _mergeable_config(adapter: str, revision: str | None) -> PeftConfig:
+    if revision is not None and Path(adapter).exists():
+        raise ConfigurationError(f"`revision` {revision!r} would do nothing: `adapter` {adapter!r} is a folder.")
     try:
-        config: PeftConfig = PeftConfig.from_pretrained(adapter)
+        config: PeftConfig = PeftConfig.from_pretrained(adapter, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(f"`adapter` {adapter!r} cannot be loaded: {_one_line(error)}") from error
     if config.peft_type not in MERGED:
@@ -100,13 +109,14 @@ def _load_base(source: str, revision: str | None, dtype: str, trust_remote_code:
     return model.to(torch.promote_types(model.dtype, torch.float32)), kept
 
 
-def _merged(model: Any, adapter: str, source: str) -> Any:
+def _merged(model: Any, of_adapter: tuple[str, str | None], source: str) -> Any:
     """The base with the update in its weights."""
+    adapter, revision = of_adapter
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # what we check next
-            adapted = PeftModel.from_pretrained(model, adapter)
-        stored = load_peft_weights(adapter, device="cpu")
+            adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+        stored = load_peft_weights(adapter, device="cpu", revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"`adapter` {adapter!r} does not fit {source!r}: {_one_line(error)}") from error
     if wrong := sorted(stored.keys() ^ get_peft_model_state_dict(adapted).keys()):
@@ -114,17 +124,16 @@ def _merged(model: Any, adapter: str, source: str) -> Any:
     return adapted.merge_and_unload(safe_merge=True)
 
 
-def _write_companions(folder: Path, adapter: str, source: str, revision: str | None, trust_remote_code: bool) -> None:
-    """The tokenizer, the adapter's own before its base's, and the options of its memory."""
-    for name, of_revision in ((adapter, None), (source, revision)):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=of_revision, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        tokenizer.save_pretrained(folder)
-        break
-    if (Path(adapter) / MEMORY_FILE).is_file():
-        shutil.copyfile(Path(adapter) / MEMORY_FILE, folder / MEMORY_FILE)
+def _write_companions(
+    folder: Path, adapter: tuple[str, str | None], base: tuple[str, str | None], trust_remote_code: bool
+) -> None:
+    """The tokenizer, the adapter's own before its base's, of their revisions, and the options of its memory."""
+    try:
+        tokenizer_of([adapter, base], trust_remote_code).save_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        logger.info("Neither %s nor %s has a tokenizer.", adapter[0], base[0])
+    if (Path(adapter[0]) / MEMORY_FILE).is_file():
+        shutil.copyfile(Path(adapter[0]) / MEMORY_FILE, folder / MEMORY_FILE)
 
 
 def _one_line(error: BaseException) -> str:

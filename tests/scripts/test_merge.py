@@ -22,7 +22,6 @@ from graft.modeling.retro.modeling_retro import RetroForCausalLM
 from graft.modeling.retro.retrofit import retrofit
 from graft.modeling.retro.retrofit_config import RetroFitConfig
 from graft.scripts.merge import main
-from graft.trainer import merging
 
 HEADS = {"num_attention_heads": 2, "num_hidden_layers": 2}
 LLAMA = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, max_position_embeddings=64, **HEADS)
@@ -146,15 +145,3 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
     (tmp_path / "merged").mkdir()
     assert main(given) == 2
     assert "exists; choose a new folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("revision", "warns"), [(None, True), ("main", True), ("0" * 40, False)])
-def test_code_of_a_base_that_no_commit_pins_warns(monkeypatch, caplog, revision, warns):
-    config = LlamaConfig(auto_map={"AutoModelForCausalLM": "code.Model"})
-    monkeypatch.setattr(merging.AutoConfig, "from_pretrained", lambda *_, **__: config)
-    monkeypatch.setattr(merging.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: LlamaForCausalLM(LLAMA))
-    merging._load_base("me/model", revision, "auto", trust_remote_code=True)
-    assert ("pin the revision" in caplog.text) == warns
-    caplog.clear()
-    merging._load_base("me/model", revision, "auto", trust_remote_code=False)
-    assert "pin the revision" not in caplog.text
