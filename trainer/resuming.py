@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graft.trainer.callbacks import output_folder
@@ -49,7 +50,9 @@ class EndsWhenTold(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save and stop."""
+        """Save and stop, if any process was told."""
+        if args.world_size > 1:
+            self.told = _any_process(self.told, args.device)
         if self.told:
             control.should_save = control.should_training_stop = True
 
@@ -59,6 +62,13 @@ class EndsWhenTold(TrainerCallback):
         """The stock ends the epoch too, which is not over."""
         if self.told:
             control.should_log = control.should_evaluate = control.should_save = False
+
+
+def _any_process(told: bool, device: torch.device) -> bool:
+    """Whether one was told: the signal reaches them in different steps, and one that went on would wait for ever."""
+    number = torch.tensor(int(told), device=device)
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    return bool(number)
 
 
 def train_or_go_on(trainer: GraftSeq2SeqTrainer, record: dict[str, Any], before: Mapping[str, Any]) -> bool:

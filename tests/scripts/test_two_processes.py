@@ -67,7 +67,7 @@ def test_two_processes_give_what_one_gives(make_run, tmp_path, losses_of, launch
     order = ["--training.train_sampling_strategy", "sequential"]
     if task == "seq2seq":
         order += ["--model.config_overrides.dropout", "0.0"]  # each process draws its own
-        order += ["--memory.training", "retrieval", "--memory.store", "hidden"]
+        order += ["--memory.training", "retrieval", "--memory.store", "hidden", "--memory.window", "32"]
     assert main([config, *order]) == 0
     wide = ["--training.per_device_train_batch_size", "2", "--training.output_dir", str(tmp_path / "wide")]
     run_twice_as_wide(launcher(), config, *order, *wide)
@@ -180,4 +180,30 @@ def test_two_processes_go_on_after_one_of_them_was_killed(make_run, tmp_path, lo
     assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "out")
     assert two["results"] == one["results"]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "killed")]
+    assert all(weights[1][name].equal(weight) for name, weight in weights[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["the launcher", "one process"])
+def test_two_processes_told_to_end_save_the_same_step_once_and_go_on_from_there(make_run, tmp_path, losses_of, told):
+    steps = {"max_steps": 40, "save_strategy": "no", "eval_strategy": "no", "do_train": True, "do_eval": True}
+    config = str(make_run("causal", **steps))
+    run_twice_as_wide(torchrun(), config)
+    out = tmp_path / "told"
+    command = [sys.executable, *torchrun(), str(SCRIPT), config, "--training.output_dir", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log, deadline = out / "metrics.jsonl", time.monotonic() + 180
+    while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) >= 5):
+        time.sleep(0.002)
+    os.kill(process.pid if told == "the launcher" else children_of(process.pid)[1], signal.SIGTERM)
+    assert process.wait(120) != 0
+    assert record_of(out)["status"] == "interrupted"
+    saved = [path.name for path in out.glob("checkpoint-*")]
+    assert len(saved) == 1
+    assert len(list((out / saved[0]).glob("rng_state_*.pth"))) == 2, "each process has its own"
+    run_twice_as_wide(torchrun(), "--resume", str(out))
+    assert record_of(out)["training"]["resumed_from"] == saved[0]
+    assert losses_of(out) == losses_of(tmp_path / "out")
+    weights = [load_file(folder / "model.safetensors") for folder in (tmp_path / "out", out)]
     assert all(weights[1][name].equal(weight) for name, weight in weights[0].items())
