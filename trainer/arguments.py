@@ -236,7 +236,10 @@ class AdapterArguments:
             return
         defaults = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None}
         if given := [name for name, default in defaults.items() if getattr(self, name) != default]:
-            raise ValueError(f"`{given[0]}` is of `type` 'lora'; {self.type!r} takes its fields in `options`.")
+            raise ValueError(
+                f"`{given[0]}` is of `type` 'lora'; {self.type!r} takes its fields in `options`. A run trains one "
+                "adapter: for both, train the LoRA, fold it with `graft-merge`, and train the other on what it wrote."
+            )
 
 
 @strict

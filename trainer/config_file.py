@@ -147,7 +147,11 @@ def _check_names_and_types(block: str, contents: Any, origin: str) -> None:
     if contents is None and block in _OPTIONAL:
         return
     if not isinstance(contents, dict):
-        raise ConfigurationError(f"The block `{block}` {origin} must be an object of options, got {contents!r}.")
+        several = isinstance(contents, list) and block == "adapter"
+        way_out = " A run trains one adapter: fold a LoRA with `graft-merge` first." if several else ""
+        raise ConfigurationError(
+            f"The block `{block}` {origin} must be an object of options, got {contents!r}.{way_out}"
+        )
     for name, value in contents.items():
         if name not in _hints(block):
             raise _unknown(f"{block}.{name}", origin)

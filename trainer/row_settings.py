@@ -89,10 +89,30 @@ def cut_rule(configuration: RunConfiguration, max_positions: int | None) -> tupl
     """Training rows of the first tokens of each source; of text without a target, blocks of all of them."""
     data = configuration.data
     limit = training_limit(configuration, max_positions, data.max_target_length)
+    _check_memory_acts(configuration, max_positions, limit)
     settings = token_settings(configuration, limit, data.max_target_length, "truncated")
     if configuration.model.task == "seq2seq":
         return tokenisation.seq2seq_rows, settings
     return tokenisation.causal_training_rows if has_target(configuration) else tokenisation.text_blocks, settings
+
+
+def _check_memory_acts(configuration: RunConfiguration, max_positions: int | None, limit: int | None) -> None:
+    """Refuse to train with a memory where no row is longer than what is read without one.
+
+    Raises:
+        ConfigurationError: names the regime, both lengths and what to raise.
+    """
+    memory, causal = configuration.memory, configuration.model.task == "causal"
+    if memory is None or memory.training == "standard" or limit is None:
+        return
+    longest = limit + (configuration.data.max_target_length if causal and has_target(configuration) else 0)
+    seen = memory.local_tokens if causal else memory.window or max_positions
+    if seen is not None and longest <= seen:
+        name = "memory.local_tokens" if causal else "memory.window"
+        raise ConfigurationError(
+            f"`memory.training` {memory.training!r} would never act: a training row has at most {longest} tokens, and "
+            f"`{name}` {seen} are read without memory. Raise `data.max_source_length` above it, or lower `{name}`."
+        )
 
 
 def oracle_settings(configuration: RunConfiguration, max_positions: int | None) -> TokenSettings:

@@ -132,6 +132,10 @@ def test_reading_leaves_the_given_blocks_alone(blocks):
         (["--memory.overlap"], "`--memory.overlap` needs a value: a number."),
         (["--metrics", "[3]"], "`metrics` on the command line must be a list of names or of objects"),
         (["--model", "3"], "The block `model` on the command line must be an object"),
+        (
+            ["--adapter", '[{"r": 4}, {"type": "retrofit"}]'],
+            "A run trains one adapter: fold a LoRA with `graft-merge`",
+        ),
         (["stray"], "Expected an option such as"),
     ],
 )
