@@ -153,7 +153,7 @@ REFUSED = {
     "nothing to train on": ({"train": None}, {}, "name `data.train`"),
     "no shuffling": ({"shuffle_buffer": 5}, {}, "`data.shuffle_buffer` would do nothing"),
     "no stream": ({"streaming": False, "shuffle_buffer": 5}, {}, "`data.shuffle_buffer` would do nothing"),
-    "empty buffer": ({"shuffle_buffer": 0}, {}, "`shuffle_buffer` must be at least 1, got 0"),
+    "empty buffer": ({"shuffle_buffer": 0}, {}, "shuffle_buffer` must be at least 1, got 0"),
 }
 
 
