@@ -128,3 +128,16 @@ def test_resumed_run_equals_a_straight_one_after_kills_at_random_moments(make_ru
         kill_at_step(config, out, rng.randint(min(done + 1, 13), 13))
     assert main(["--resume", str(out)]) == 0
     assert_equal_runs(out, tmp_path / "out", losses_of)
+
+
+@pytest.mark.slow
+def test_one_run_killed_five_times_equals_a_straight_one(make_run, tmp_path, losses_of):
+    config = make_run("causal", **OPTIONS | {"max_steps": 60, "save_steps": 4})
+    assert main([str(config)]) == 0
+    rng, out = random.Random(5), tmp_path / "killed"
+    for kill in range(5):
+        kill_at_step(config, out, 10 * kill + rng.randint(3, 8))
+        assert json.loads((out / "run.json").read_text())["status"] == "running"
+    assert main(["--resume", str(out)]) == 0
+    assert json.loads((out / "run.json").read_text())["training"]["resumed_from"] >= "checkpoint-40"
+    assert_equal_runs(out, tmp_path / "out", losses_of)
