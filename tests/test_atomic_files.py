@@ -143,11 +143,21 @@ def test_a_short_or_missing_file_is_named(stored):
         read_manifest(stored)
 
 
-def test_a_manifest_cannot_name_files_outside_its_folder(stored):
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "deep/../../a", "C:/a", "..\\a"])
+def test_a_manifest_cannot_name_files_outside_its_folder(stored, name):
     manifest = json.loads((stored / "manifest.json").read_text())
-    manifest["files"]["../../etc/passwd"] = {"bytes": 0, "sha256": ""}
+    manifest["files"][name] = {"bytes": 0, "sha256": ""}
     write_json(stored / "manifest.json", manifest)
     with pytest.raises(ValueError, match="outside its folder"):
+        read_manifest(stored)
+
+
+def test_files_behind_links_are_read_as_the_cache_of_the_hub_keeps_them(stored, tmp_path):
+    (stored / "deep" / "a.txt").rename(tmp_path / "blob")
+    (stored / "deep" / "a.txt").symlink_to(tmp_path / "blob")
+    read_manifest(stored)
+    (tmp_path / "blob").write_text("damaged")
+    with pytest.raises(ValueError, match="damaged"):
         read_manifest(stored)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from graft.atomic_files import MANIFEST, new_file, sha256, write_json
+from graft.atomic_files import MANIFEST, leaves_folder, new_file, sha256, write_json
 
 FORMAT = 1
 STAGES = ("tokenize", "embed", "index", "neighbours", "pack")
@@ -164,7 +164,7 @@ class Manifest:
         """Raise CorpusError, naming the stage to rerun, if a listed file is missing, resized or (checked) changed."""
         listed, path = self.files[name], self.folder / name
         again = f"run stage {listed['stage']!r} again with overwrite=True"
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if leaves_folder(name):
             raise CorpusError(f"{self.path} lists {name!r}, which lies outside its folder.")
         if not path.is_file():
             raise CorpusError(f"{path} is missing; {again}.")

@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -144,9 +144,18 @@ def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
     return details
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether a file named so, relative to a folder, would lie outside of it, on any system.
+
+    Its name decides, and not where a link leads: the cache of the Hub keeps a repository's files behind links.
+    """
+    named = PureWindowsPath(name)  # which splits at both slashes
+    return bool(named.drive or named.root or ".." in named.parts)
+
+
 def _check_listed(folder: Path, name: str, expected: Mapping[str, Any], verify: bool) -> None:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if leaves_folder(name):
         raise ValueError(f"{folder / MANIFEST} lists {name!r}, which lies outside its folder.")
     if not path.is_file():
         raise ValueError(f"{folder} lacks {name!r}, which its manifest lists.")
