@@ -49,7 +49,10 @@ def check_streaming(configuration: RunConfiguration) -> None:
             "`data.streaming` does not go with `training.accelerator_config.dispatch_batches` true, which needs "
             "batches of one length; each process reads the stream and takes its own."
         )
+    graph = configuration.graph
     needs_all = {
+        "`graph.knowledge_graph`, which is made of all documents": graph is not None
+        and graph.knowledge_graph is not None,
         "`data.max_train_samples` with a `data.sample_seed`: without it, the first rows are taken": data.sample_seed
         is not None
         and data.max_train_samples is not None,

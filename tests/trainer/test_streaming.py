@@ -194,3 +194,9 @@ def test_mistakes_in_a_streamed_file_are_named(folder, tmp_path, tokenizers):
         prepared(train=str(tmp_path / "holes.jsonl"))
     with pytest.raises(ConfigurationError, match="No row of the split train is left"):
         prepared(train=str(tmp_path / "holes.jsonl"), on_empty_target="skip")
+
+
+def test_a_knowledge_graph_is_refused(folder, tmp_path):
+    blocks = blocks_of(folder, tmp_path, True, causal=True)
+    with pytest.raises(ConfigurationError, match="`data.streaming` does not go with `graph.knowledge_graph`"):
+        from_dict(blocks | {"graph": {"knowledge_graph": {}}})
