@@ -16,14 +16,14 @@ def padding_in_front(mask: Tensor | None, target: int, source: int) -> Sequence[
         mask: as transformers makes it, see `visible_rows`.
 
     Returns:
-        One number per row of the batch, or [0] if there is no padding. While a pass without a past is traced by
-        torch.compile they stay on the device: a graph cannot branch on them.
+        One number per row of the batch, or [0] if there is no padding. While torch.compile traces they stay on the
+        device: a graph cannot branch on them.
     """
     if mask is None:
         return [0]
     last = visible_rows(mask, range(target - 1, target), (target, source), mask.device)[:, 0, 0]
     hidden = last.to(torch.uint8).argmax(-1)
-    if torch.compiler.is_compiling() and target == source:
+    if torch.compiler.is_compiling():
         return hidden
     found: list[int] = hidden.tolist()
     return found if any(found) else [0]
@@ -37,29 +37,34 @@ class GroupGrid:
         past: tokens before this pass, padding included.
         new: tokens of this pass.
         padding: tokens in front that do not count, by row of the batch; [0] stands for all rows. A tensor is not read
-            on the host: there must be no past, and as many groups are made as a row without padding has.
+            on the host: there are as many groups as any row could have, of which some rows leave the last unread.
         device: of the tensors that are made.
+
+    Attributes:
+        known: complete groups before this pass, in the row that has most.
+        fresh: groups that this pass completes, in the row that completes most.
+        touched: groups in which new tokens lie, in the row that has most.
+        open: tokens before this pass that lie in the first of these groups, in the row that has most.
+        first: (batch or 1, 1), the first group in which new tokens lie.
     """
 
     def __init__(self, size: int, past: int, new: int, padding: Sequence[int] | Tensor, device: torch.device) -> None:
         self.size, self.past, self.new, self.device = size, past, new, device
-        counted = [0] if isinstance(padding, Tensor) else padding
-        self.starts = [past - hidden for hidden in counted]
+        if isinstance(padding, Tensor):
+            self.starts, self.is_even, self.padding = [], False, padding[:, None]
+            self.first = (past - self.padding).clamp(min=0) // size
+            self.known, self.open = past // size, min(past, size - 1)
+            self.fresh, self.touched = (self.open + new) // size, 1 + (self.open + new - 1) // size
+            return
+        self.starts = [past - hidden for hidden in padding]
+        self.is_even = len(set(self.starts)) == 1
         first = [max(start, 0) // size for start in self.starts]
+        self.padding, self.first = self._column(padding), self._column(first)
         self.known = max(first)
-        """Complete groups before this pass, in the row that has most."""
-        self.fresh = max(max(start + new, 0) // size - group for start, group in zip(self.starts, first, strict=True))
-        """Groups that this pass completes, in the row that completes most."""
-        self.touched = 1 + max(
-            max(start + new - 1, 0) // size - group for start, group in zip(self.starts, first, strict=True)
-        )
-        """Groups in which new tokens lie."""
+        ends = [(max(start + new, 0), group) for start, group in zip(self.starts, first, strict=True)]
+        self.fresh = max(end // size - group for end, group in ends)
+        self.touched = 1 + max(max(end - 1, 0) // size - group for end, group in ends)
         self.open = max(max(start, 0) % size for start in self.starts)
-        """Tokens before this pass that lie in the first of these groups."""
-        self.is_even = counted is padding and len(set(self.starts)) == 1
-        self.padding = padding[:, None] if isinstance(padding, Tensor) else self._column(padding)
-        self.first = self._column(first)
-        """(batch or 1, 1): the first group in which new tokens lie."""
 
     def _column(self, numbers: Sequence[int]) -> Tensor:
         if self.is_even:

@@ -5,7 +5,7 @@ import torch
 from tiny_graph_llamas import SIZES
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from graft.configuration.configuration_gnn import LlamaGNNConfig
+from graft.configuration.configuration_gnn import MESSAGE_MLPS, LlamaGNNConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaDecoderLayerWithGNN, LlamaForCausalLMWithGNN
 from graft.modeling.transformers_compat import cache_argument, cache_of
 
@@ -78,6 +78,12 @@ DIFFERENT = [
     "hops",
     "aggregations",
 ]
+
+
+def quickly(quick, of=VARIANTS):
+    """All variants, of which these run in the quick tier too."""
+    assert set(quick) <= set(of)
+    return [*quick, *(pytest.param(name, marks=pytest.mark.slow) for name in of if name not in quick)]
 
 
 def build(variant="gin", dtype=torch.float64, **changes):
@@ -164,7 +170,7 @@ def test_in_pieces_with_a_cache_logits_are_those_of_the_whole(variant, pieces):
     torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-10, rtol=1e-9)
 
 
-@pytest.mark.parametrize("variant", DIFFERENT)
+@pytest.mark.parametrize("variant", quickly(DIFFERENT))
 def test_a_cropped_cache_goes_on_as_if_the_tokens_had_not_been(variant):
     model, ids = build(variant), tokens()
     with torch.no_grad():
@@ -184,7 +190,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("variant", DIFFERENT)
+@pytest.mark.parametrize("variant", quickly(DIFFERENT))
 def test_generation_with_a_cache_gives_the_tokens_without_one(variant, way):
     model = build(variant)
     ids = tokens(1 if way == "prompt lookup" else 2)
@@ -199,9 +205,16 @@ def test_generation_with_a_cache_gives_the_tokens_without_one(variant, way):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize(
-    "variant", ["gin", "gin, relu", "gin, beside, differential", "gin, scored", "pna", "pna, silu", "pna_vector"]
-)
+KEEPS_MORE = [  # nodes, latents or what an MLP's messages read: beside keys and values, in dynamic caches alone
+    name
+    for name, options in VARIANTS.items()
+    if "sparse" in options or "latent" in options or options.get("mlp") in MESSAGE_MLPS
+]
+KEEPS_PAIRS = [name for name in VARIANTS if name not in KEEPS_MORE]
+STATIC_QUICKLY = ["gin", "gin, relu", "gin, beside, differential", "gin, scored", "pna", "pna, silu", "pna_vector"]
+
+
+@pytest.mark.parametrize("variant", quickly(STATIC_QUICKLY, KEEPS_PAIRS))
 def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(variant):
     model, ids = build(variant), tokens()
     cache = StaticCache(model.config, max_cache_len=24)
@@ -212,7 +225,7 @@ def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(variant):
     torch.testing.assert_close(torch.stack(one.logits), torch.stack(other.logits), atol=1e-10, rtol=1e-9)
 
 
-@pytest.mark.parametrize("variant", ["sparse", "cg", "cg_interpolate"])
+@pytest.mark.parametrize("variant", KEEPS_MORE)
 def test_a_static_cache_is_refused_where_nodes_or_latents_must_be_kept(variant):
     model = build(variant)
     with pytest.raises(ValueError, match="needs a dynamic cache that keeps all tokens, got a StaticLayer"):
@@ -229,13 +242,7 @@ def test_every_parameter_gets_a_gradient(variant):
     assert not zero
 
 
-COMPILED_QUICKLY = ("gin", "gin, relu", "pna", "sparse", "cg_interpolate")
-COMPILED_SLOWLY = [name for name in VARIANTS if name not in COMPILED_QUICKLY]
-
-
-@pytest.mark.parametrize(
-    "variant", [*COMPILED_QUICKLY, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPILED_SLOWLY)]
-)
+@pytest.mark.parametrize("variant", quickly(["gin", "gin, relu", "pna", "sparse", "cg_interpolate"]))
 def test_compiled_as_one_graph_the_forward_gives_the_same_logits(variant):
     """Traced whole, without the C++ of an inductor."""
     model, ids = build(variant), tokens()
@@ -259,10 +266,32 @@ def test_compiled_latent_attention_counts_padding_on_the_device(variant):
     torch.testing.assert_close(found[mask == 1], expected[mask == 1], atol=1e-10, rtol=1e-9)
 
 
+@pytest.mark.parametrize("variant", quickly(["cg_interpolate"]))
+def test_compiled_as_one_graph_a_pass_goes_on_from_a_cache(variant):
+    """Left padding differs by row, and groups of latents with it; the compiled pass reads none of it on the host."""
+    layers = 2 if variant == "one layer" else 1
+    model, ids = build(variant, num_hidden_layers=layers), tokens()
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    torch.compiler.reset()
+    compiled, found = torch.compile(model, fullgraph=True, backend="aot_eager"), []
+    with torch.no_grad():
+        for forward in (model, compiled):
+            cache, at = DynamicCache(config=model.config), 0
+            for step in (5, 7, 1):
+                continued = model if at == 0 else forward
+                given = {"attention_mask": mask[:, : at + step], **cache_argument(cache)}
+                logits = continued(ids[:, at : at + step], **given).logits
+                found.append(logits[mask[:, at : at + step] == 1])
+                at += step
+    torch.testing.assert_close(torch.cat(found[3:]), torch.cat(found[:3]), atol=1e-10, rtol=1e-9)
+
+
+CHECKPOINTED_QUICKLY = ["gin", "gin, small blocks", "gin, beside, scored", "pna", "pna, no softmax", "cg", "sparse"]
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize(
-    "variant", ["gin", "gin, small blocks", "gin, beside, scored", "pna", "pna, no softmax", "cg", "sparse"]
-)
+@pytest.mark.parametrize("variant", quickly(CHECKPOINTED_QUICKLY))
 def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
     model = build({**VARIANTS[variant], "mlp_dropout": 0.0}).train()
     for module in model.modules():
@@ -277,6 +306,41 @@ def test_gradient_checkpointing_gives_the_same_gradients(variant, reentrant):
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_saved_and_loaded_with_equal_logits_and_options(variant, tmp_path):
+    model = build(variant)
+    model.save_pretrained(tmp_path)
+    loaded = LlamaForCausalLMWithGNN.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert loaded.config.gnn_config == model.config.gnn_config
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shared_keys_give_what_as_many_equal_keys_give(variant):
+    """Grouped heads, against heads of their own with each group's rows repeated.
+
+    A GIN's nodes are packed by groups in the cache, so the cached pass is compared too.
+    """
+    shared = build(variant)
+    full = build(variant, num_key_value_heads=SIZES["num_attention_heads"])
+    repeats, state = SIZES["num_attention_heads"] // SIZES["num_key_value_heads"], shared.state_dict()
+    for name, wanted in full.state_dict().items():
+        if state[name].shape != wanted.shape:
+            rows = state[name].unflatten(0, (SIZES["num_key_value_heads"], -1))
+            state[name] = rows.repeat_interleave(repeats, dim=0).flatten(0, 1)
+    full.load_state_dict(state)
+    with torch.no_grad():
+        one, other = ([], [])
+        for model, found in ((shared, one), (full, other)):
+            cache = DynamicCache()
+            for part in (tokens()[:, :9], tokens()[:, 9:]):
+                found.append(model(part, **cache_argument(cache)).logits)
+    torch.testing.assert_close(torch.cat(one, 1), torch.cat(other, 1), atol=1e-10, rtol=1e-9)
 
 
 def plain_llama(folder):
@@ -377,7 +441,7 @@ def test_bfloat16_is_finite_and_near_float32(variant):
     assert (narrow.float() - wide).abs().mean() < 0.1 * wide.std()
 
 
-@pytest.mark.parametrize("variant", DIFFERENT)
+@pytest.mark.parametrize("variant", quickly(DIFFERENT))
 def test_autocast_is_finite_in_both_passes(variant):
     model = build(variant, torch.float32).train()
     with torch.autocast("cpu", torch.bfloat16):
