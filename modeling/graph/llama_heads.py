@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaAttention, eager_attention_forward
+
+from .lean_gradients import rotated
 
 
 def split_heads(states: Tensor, width: int) -> Tensor:
@@ -21,7 +23,7 @@ def join_heads(states: Tensor) -> Tensor:
 
 def rotated_heads(queries: Tensor, keys: Tensor, width: int, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Projected queries and keys (batch, source, heads * width), by heads and rotated by cosine and sine."""
-    return apply_rotary_pos_emb(split_heads(queries, width), split_heads(keys, width), *table)
+    return rotated(split_heads(queries, width), split_heads(keys, width), *table)
 
 
 def query_key_value(

@@ -13,7 +13,6 @@ from transformers import initialization as init
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
-    LlamaRMSNorm,
     LlamaRotaryEmbedding,
     repeat_kv,
 )
@@ -34,6 +33,7 @@ from .gin_attention import (
     gin_class,
 )
 from .graph_mlp import make_mlp
+from .lean_gradients import LeanRMSNorm
 from .llama_heads import active_dropout, equal_width_attention, join_heads, query_key_value
 from .node_cache import NodeCacheLayer, node_cache_layer
 from .per_head_mlp import PerHeadMLP
@@ -87,6 +87,8 @@ class LlamaDecoderLayerWithGNN(LlamaDecoderLayer):
     def __init__(self, config: LlamaGNNConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.options, self.layer_idx = config.gnn_config, layer_idx
+        self.input_layernorm = LeanRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = LeanRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = make_mlp(config)  # type: ignore[assignment]
         self.graph = None
         if self.options.sparse is not None:
@@ -189,7 +191,7 @@ class LlamaModelWithGNN(LlamaGNNPreTrainedModel, LlamaModel):
             else LlamaDecoderLayer(config, index)
             for index in range(config.num_hidden_layers)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = LeanRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()

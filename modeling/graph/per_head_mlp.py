@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .lean_gradients import normed_by
+
 
 def grouped_linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """states_h weight_h + bias_h for each head h.
@@ -40,6 +42,5 @@ class PerHeadMLP(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         inner = grouped_linear(states, self.up_weight, self.up_bias)
         inner = functional.dropout(inner, self.dropout, self.training)
-        wide = inner.float() if inner.dtype in (torch.float16, torch.bfloat16) else inner
-        normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(inner.dtype)
-        return grouped_linear(functional.silu(normed * self.gain), self.down_weight, self.down_bias)
+        normed = normed_by(inner, self.gain, self.eps)
+        return grouped_linear(functional.silu(normed), self.down_weight, self.down_bias)

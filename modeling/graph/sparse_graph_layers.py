@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ...configuration.configuration_gnn import GNNConfig
 from ...configuration.sparse_graph_config import SparseGraphConfig
@@ -12,6 +11,7 @@ from .adjacency import AttentionAdjacency
 from .attention_edges import ScoredPairs, attend_with_edges, attention_edges
 from .edge_storage import Edges
 from .grouped_maps import make_activation, make_layer_norm, make_linear
+from .lean_gradients import LeanRMSNorm
 from .llama_heads import join_heads, split_heads
 from .node_cache import NodeCacheLayer
 from .sparse_pna_layer import CausalPNALayer
@@ -190,7 +190,7 @@ class SparseGraphUpdate(nn.Module):
         own_width = self.slice_width if sparse.per_head else width
         self.network = CausalGraphNeuralNetwork(own_width, sparse, groups, options.block_bytes)
         self.mix = nn.Linear(width, width) if sparse.mixes_heads else nn.Identity()
-        self.norm = LlamaRMSNorm(width, eps) if sparse.normalises else nn.Identity()
+        self.norm = LeanRMSNorm(width, eps) if sparse.normalises else nn.Identity()
         self.scale = nn.Parameter(torch.full((1,), self.first_scale))
 
     def initialise(self, std: float) -> None:
