@@ -225,18 +225,15 @@ def _label(axes: Any, which: str, labels: Sequence[str], at_most: int) -> None:
 
 def _plain_log_scale(axes: Any) -> None:
     """y by factors, with numbers such as 2 and 0.5 beside it, not 2 x 10^0; matplotlib chooses which."""
-    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
-
     axes.set_yscale("log")
-    chooser = LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(1, 0.4))
-    chooser.set_axis(axes.yaxis)
+    chooser = axes.yaxis.get_minor_formatter()
 
     def beside(value: float, place: int | None) -> str:
         chooser.set_locs(axes.yaxis.get_minorticklocs())
         return f"{value:g}" if chooser(value, place) else ""
 
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(beside))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(beside)
 
 
 def _plain(text: str) -> str:

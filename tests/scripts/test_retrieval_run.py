@@ -228,7 +228,7 @@ def test_a_field_of_retrieval_acts(make_config, field, value):
         ({"data": {"validation": "absent"}}, [], "`data.validation` must be the folder.*corpus.*'absent'"),
         ({"data": {"eval_views": ["full"]}}, [], "holds 'full', but rows with neighbours are evaluated as retrieved"),
         ({}, ["--no-retrieval", "--data.eval_views", "random"], "holds 'random', which is of the block `retrieval`"),
-        ({"retrieval": {"num_neighbours": 0}}, [], "`num_neighbours` must be at least 1, got 0"),
+        ({"retrieval": {"num_neighbours": 0}}, [], "`retrieval.num_neighbours` must be at least 1, got 0"),
         ({"retrieval": {"num_neighbours": 9}}, [], "`retrieval.num_neighbours` must lie in 1 ... 2.*got 9"),
         ({}, ["--retrieval.neighbors", "2"], "retrieval.neighbors.*did you mean `retrieval.num_neighbours`"),
         ({}, ["--model.config_overrides.chunk_size", "4"], "`chunk_size` of the model is 4"),

@@ -105,7 +105,11 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(make_config, tmp_path, lo
         ({"adapter": {"options": {"chunk_size": 4}}}, [], "`chunk_size` of the model is 4"),
         ({"adapter": {"options": {"cross_attention_layers": [7]}}}, [], r"must lie in \[0, 2\) for this model, got"),
         ({"adapter": {"options": {**OPTIONS, "pad_token_id": 3}}}, [], "`pad_token_id` of the model is 3"),
-        ({"adapter": {"r": 4}}, [], "`r` is of `type` 'lora'; 'retrofit' takes its fields in `options`"),
+        (
+            {"adapter": {"r": 4}},
+            [],
+            "`adapter.r` is of `adapter.type` 'lora'; 'retrofit' takes its fields in `adapter.options`",
+        ),
         ({}, ["--no-adapter"], "needs a model that reads neighbours.*a llama.*`adapter.type` 'retrofit'"),
         ({"model": {"task": "seq2seq"}}, ["--no-retrieval"], "'retrofit' is for `model.task` 'causal', got 'seq2seq'"),
     ],

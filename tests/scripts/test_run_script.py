@@ -123,8 +123,8 @@ def test_a_resumed_graph_adapter_equals_one_that_was_not_stopped(make_run, tmp_p
         ("causal", ["--adapter.options", '{"rnk": 8}'], "no 'rnk'; 'sparse_gin' takes .*rank"),
         ("causal", ["--adapter.options", '{"rank": "wide"}'], "`adapter.options`.*rank"),
         ("causal", ["--adapter.options", '{"layers_to_transform": [7]}'], "layers_to_transform.*7"),
-        ("causal", ["--adapter.r", "4"], "`r` is of `type` 'lora'"),
-        ("causal", ["--adapter.type", "lora"], "`options` are of `type` 'sparse_gin' or 'retrofit'"),
+        ("causal", ["--adapter.r", "4"], "`adapter.r` is of `adapter.type` 'lora'"),
+        ("causal", ["--adapter.type", "lora"], "`adapter.options` are of `adapter.type` 'sparse_gin' or 'retrofit'"),
         ("seq2seq", [], "for `model.task` 'causal', got 'seq2seq'"),
     ],
 )
