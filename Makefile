@@ -57,7 +57,7 @@ test-engines:
 	cat constraints.txt constraints-engines.txt > $(ENGINES_VENV)/wanted.txt
 	cmp -s $(ENGINES_VENV)/wanted.txt $(ENGINES_VENV)/constraints.txt || cp $(ENGINES_VENV)/wanted.txt $(ENGINES_VENV)/constraints.txt
 	$(MAKE) --no-print-directory install VENV=$(ENGINES_VENV) CONSTRAINTS=$(ENGINES_VENV)/constraints.txt \
-		EXTRAS=dev,ray,milvus,pgvector,test_engines
+		EXTRAS=dev,ray,milvus,pgvector,test-engines
 	HYPOTHESIS_PROFILE=full $(ENGINES_VENV)/bin/python -m pytest -rs $(ENGINE_TESTS)
 
 lint: install

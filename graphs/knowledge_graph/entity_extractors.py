@@ -174,7 +174,7 @@ class KeyphraseExtractor:
         try:
             import yake
         except ImportError as error:
-            message = "`extractor` keyphrase needs YAKE: pip install graft-transformers[knowledge_graph]"
+            message = "`extractor` keyphrase needs YAKE: pip install graft-transformers[knowledge-graph]"
             raise ImportError(message) from error
         languages = _languages_of(yake)
         if language not in languages:

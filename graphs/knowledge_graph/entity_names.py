@@ -55,7 +55,7 @@ class EntityMerger:
         try:
             self._fuzz = import_module("rapidfuzz.process"), import_module("rapidfuzz.fuzz")
         except ImportError as error:
-            message = "Merging names needs rapidfuzz: pip install graft-transformers[knowledge_graph]"
+            message = "Merging names needs rapidfuzz: pip install graft-transformers[knowledge-graph]"
             raise ImportError(message) from error
         self._aliases = {normal_form(old): normal_form(new) for old, new in (aliases or {}).items()}
         self._least_ratio = least_ratio

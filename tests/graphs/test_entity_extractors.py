@@ -132,7 +132,7 @@ def test_what_is_missing_is_named():
 @pytest.mark.parametrize(
     ("library", "name", "words"),
     [
-        ("yake", "keyphrase", "graft-transformers[knowledge_graph]"),
+        ("yake", "keyphrase", "graft-transformers[knowledge-graph]"),
         ("spacy", "spacy:en_core_web_sm", "pip install spacy"),
         ("gliner", "gliner:a/b", "pip install gliner"),
     ],
