@@ -2,13 +2,14 @@
 
 5.24 renames the argument `past_key_values` to `cache`. The old name still works there, with a warning.
 5.18 first starts assisted decoding rightly from a cache that holds tokens already: before, it cuts the mask short.
+FSMT and UMT5 decode wrongly in 5.17 (`defect_of`).
 """
 
 import inspect
 from typing import Any
 
 import transformers
-from transformers import Cache, LlamaForCausalLM
+from transformers import Cache, LlamaForCausalLM, PreTrainedModel
 
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 """The name under which this version's models, attention modules and `generate` take the cache."""
@@ -16,6 +17,26 @@ CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forwar
 ASSISTED_SINCE = "5.18"
 ASSISTS_FROM_A_CACHE = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 18)
 """Whether assisted decoding may start from a cache that holds tokens already."""
+
+
+def defect_of(family: str, model: PreTrainedModel) -> str | None:
+    """What this version itself decodes wrongly for a model of `family`, and what helps; None where it is right."""
+    if family == "fsmt":
+        counted = inspect.signature(model.get_decoder().embed_positions.forward).parameters
+        if "cache_length" not in counted:
+            return (
+                "with a cache, the transformers installed keeps only the last of several answer tokens and places each "
+                f"at the start; a newer one does not (installed: {transformers.__version__})"
+            )
+    if family == "umt5" and model.config._attn_implementation != "eager":
+        attention = model.get_decoder().block[0].layer[0].SelfAttention
+        if not attention.is_causal:
+            return (
+                f"under attn_implementation={model.config._attn_implementation!r} the transformers installed lets answer "
+                'tokens see those that follow; load it with attn_implementation="eager", or install a newer one '
+                f"(installed: {transformers.__version__})"
+            )
+    return None
 
 
 def cache_argument(cache: Cache) -> dict[str, Any]:

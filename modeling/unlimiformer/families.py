@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
+from ..transformers_compat import defect_of
 from .positions import Pairing, Rotation
 
 PERMANENT = "graft_unlimiformer_"
@@ -163,10 +164,10 @@ def encoder_decoder_family(config: PreTrainedConfig) -> EncoderDecoderFamily:
 
 
 def check_family(model: PreTrainedModel) -> None:
-    """Refuse a model of no served family.
+    """Refuse a model of no served family, or of one that this transformers decodes wrongly.
 
     Raises:
-        TypeError: says why and lists the families that are served.
+        TypeError: says why, and lists the families that are served or names what helps.
     """
     family = family_name(model.config)
     table = ENCODER_DECODERS if model.config.is_encoder_decoder else DECODERS
@@ -178,6 +179,8 @@ def check_family(model: PreTrainedModel) -> None:
             f"`model` is a {type(model).__name__} (model_type {model.config.model_type!r}){reason}. "
             f"Supported, with a language-modelling head: {', '.join((*ENCODER_DECODERS, *DECODERS))}."
         )
+    if defect := defect_of(family, model):
+        raise TypeError(f"`model` is a {type(model).__name__}, which cannot be served here: {defect}.")
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:

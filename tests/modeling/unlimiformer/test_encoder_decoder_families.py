@@ -164,7 +164,8 @@ def make_naive(model):
     """A copy of `model` whose cross-attention is made of loops."""
     naive = copy.deepcopy(model)
     if not ENCODER_DECODERS[model.config.model_type].swapped:
-        naive.set_attn_implementation("naive_few_keys_across")
+        for part in (naive, naive.get_decoder()):  # 5.17 does not pass it on to the decoders of the T5 family
+            part.set_attn_implementation("naive_few_keys_across")
         return naive
     for layer in naive.get_decoder().layers:
         layer.encoder_attn.register_forward_hook(loop_in_place, with_kwargs=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
 
+from graft.modeling.transformers_compat import cache_argument, defect_of
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.families import DECODERS, ENCODER_DECODERS, REFUSED
 
@@ -83,3 +84,38 @@ def test_the_documentation_lists_the_families_that_are_refused_with_their_reason
     rows, reasons = rows_of_the_documentation(), set(REFUSED.values())
     documented = {said: names for said, names in rows.items() if said in reasons}
     assert documented == {reason: {name for name in REFUSED if REFUSED[name] == reason} for reason in reasons}
+
+
+def stock_logits(model, answer):
+    """Of answer tokens given at once, with a cache."""
+    cache = cache_argument(EncoderDecoderCache(DynamicCache(), DynamicCache()))
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[7, 8, 9]]), decoder_input_ids=torch.tensor([answer]), **cache).logits
+
+
+def test_fsmt_is_refused_where_its_cache_drops_answer_tokens_and_only_there():
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "langs": ["en", "de"]}
+    config = AutoConfig.for_model("fsmt", **sizes, src_vocab_size=40, tgt_vocab_size=40)
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    is_whole = stock_logits(model, [3, 4, 5]).shape[1] == 3
+    assert is_whole == (defect_of("fsmt", model) is None)
+    if not is_whole:
+        with pytest.raises(TypeError, match=r"FSMT.*keeps only the last of several answer tokens.*installed: 5"):
+            unlimiform(model)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_umt5_is_refused_where_its_answer_tokens_see_later_ones_and_only_there(implementation):
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = AutoConfig.for_model("umt5", **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=implementation).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    first, second = (stock_logits(model, answer)[:, :2] for answer in ([3, 4, 5], [3, 4, 6]))
+    is_causal = torch.allclose(first, second, atol=1e-9)
+    assert is_causal == (defect_of("umt5", model) is None)
+    if not is_causal:
+        with pytest.raises(TypeError, match=r"UMT5.*under attn_implementation='sdpa'.*attn_implementation=\"eager\""):
+            unlimiform(model)
