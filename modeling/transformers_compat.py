@@ -21,21 +21,18 @@ ASSISTS_FROM_A_CACHE = tuple(map(int, transformers.__version__.split(".")[:2])) 
 
 def defect_of(family: str, model: PreTrainedModel) -> str | None:
     """What this version itself decodes wrongly for a model of `family`, and what helps; None where it is right."""
-    if family == "fsmt":
-        counted = inspect.signature(model.get_decoder().embed_positions.forward).parameters
-        if "cache_length" not in counted:
-            return (
-                "with a cache, the transformers installed keeps only the last of several answer tokens and places each "
-                f"at the start; a newer one does not (installed: {transformers.__version__})"
-            )
-    if family == "umt5" and model.config._attn_implementation != "eager":
-        attention = model.get_decoder().block[0].layer[0].SelfAttention
-        if not attention.is_causal:
-            return (
-                f"under attn_implementation={model.config._attn_implementation!r} the transformers installed lets answer "
-                'tokens see those that follow; load it with attn_implementation="eager", or install a newer one '
-                f"(installed: {transformers.__version__})"
-            )
+    installed, decoder = f"transformers {transformers.__version__}", model.get_decoder()
+    implementation = model.config._attn_implementation
+    if family == "fsmt" and "cache_length" not in inspect.signature(decoder.embed_positions.forward).parameters:
+        return (
+            f"with a cache, {installed} keeps only the last of several answer tokens, and places each at the start; "
+            "install a newer one"
+        )
+    if family == "umt5" and implementation != "eager" and not decoder.block[0].layer[0].SelfAttention.is_causal:
+        return (
+            f"under attn_implementation={implementation!r}, {installed} lets answer tokens see those that follow; "
+            'load it with attn_implementation="eager", or install a newer one'
+        )
     return None
 
 
