@@ -26,6 +26,7 @@ from graft.trainer.tokenisation import (
     label_ids,
     plain_ids,
     special_tokens_around,
+    with_offsets,
 )
 
 logger = logging.getLogger(__name__)
@@ -189,16 +190,7 @@ def _tokenise(
 ) -> tuple[list[Ids], list[np.ndarray] | None]:
     if not rules.capture_raw_text:
         return plain_ids(tokenizer, texts), None
-    if not tokenizer.is_fast:
-        raise ValueError(f"`capture_raw_text` needs the offsets of a fast tokenizer, got {type(tokenizer).__name__}.")
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        truncation=False,
-        padding=False,
-        verbose=False,
-    )
+    encoded = with_offsets(tokenizer, texts, "capture_raw_text", add_special_tokens=False)
     offsets = [np.asarray(pairs, dtype=np.int64).reshape(-1, 2) for pairs in encoded["offset_mapping"]]
     return [list(ids) for ids in encoded["input_ids"]], offsets
 

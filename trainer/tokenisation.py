@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORED = -100  # a label that no loss counts
 Batch = dict[str, list[Any]]
@@ -53,28 +53,34 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], target: 
     return [list(ids) for ids in encoded["input_ids"]]
 
 
-def _with_starts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any
-) -> tuple[Any, list[list[int]]]:
-    """What the tokenizer makes of whole texts, and where each token begins, -1 for special tokens.
+def with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wanted_by: str, **options: Any
+) -> BatchEncoding:
+    """What a tokenizer makes of whole texts, and the span of characters of each token.
+
+    Args:
+        wanted_by: the setting that needs the spans, for the error.
 
     Raises:
         ValueError: the tokenizer is no fast one, which alone knows.
     """
     if not tokenizer.is_fast:
-        raise ValueError(f"`graph.knowledge_graph` needs the offsets of a fast tokenizer, not {type(tokenizer)}.")
-    encoded = tokenizer(
-        list(texts),
-        truncation=False,
-        padding=False,
-        verbose=False,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        **options,
+        found = type(tokenizer).__name__
+        raise ValueError(f"`{wanted_by}` needs the offsets of a fast tokenizer, got {found}.")
+    return tokenizer(
+        list(texts), truncation=False, padding=False, verbose=False, return_offsets_mapping=True, **options
     )
+
+
+def _with_starts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wanted_by: str
+) -> tuple[BatchEncoding, list[list[int]]]:
+    """As `with_offsets`, and where each token begins, -1 for special tokens."""
+    encoded = with_offsets(tokenizer, texts, wanted_by, return_special_tokens_mask=True)
     pairs = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
-    starts = [[-1 if no else start for (start, _), no in zip(spans, mask, strict=True)] for spans, mask in pairs]
-    return encoded, starts
+    return encoded, [
+        [-1 if no else start for (start, _), no in zip(spans, mask, strict=True)] for spans, mask in pairs
+    ]
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase, target: bool = False) -> tuple[list[int], list[int]]:
@@ -146,7 +152,7 @@ def source_starts(
     prefix_ids = [ids[: settings.max_prefix_length] for ids in plain_ids(tokenizer, prefixes)]
     blanks = [2 if prefix else 0 for prefix in prefixes]
     texts = ["\n\n"[:blank] + source for blank, source in zip(blanks, batch["source"], strict=True)]
-    encoded, _ = _with_starts(tokenizer, texts, add_special_tokens=False)
+    encoded = with_offsets(tokenizer, texts, "graph.knowledge_graph", add_special_tokens=False)
     rows = []
     for length, prefix, blank, spans in zip(lengths, prefix_ids, blanks, encoded["offset_mapping"], strict=True):
         ahead = len(before) + len(fixed) + len(prefix)
@@ -235,7 +241,7 @@ def text_blocks(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: Toke
         raise ValueError(f"`data.max_source_length` must be at least 2 to cut texts into blocks, got {limit}.")
     starts: list[list[int]] = []
     if settings.keeps_starts:
-        encoded, starts = _with_starts(tokenizer, batch["source"])
+        encoded, starts = _with_starts(tokenizer, batch["source"], "graph.knowledge_graph")
     else:
         encoded = tokenizer(batch["source"], truncation=False, padding=False, verbose=False)
     pieces = [
@@ -314,7 +320,7 @@ def text_evaluation_rows(batch: Batch, tokenizer: PreTrainedTokenizerBase, setti
     `scored_bytes` is the length in UTF-8 of the text that the scored tokens stand for.
     """
     rows, kept, lengths, cuts, sizes = [], [], [], [], []
-    encoded, starts = _with_starts(tokenizer, batch["source"])
+    encoded, starts = _with_starts(tokenizer, batch["source"], "data.scored_tokens")
     for number, text in enumerate(batch["source"]):
         ids = list(encoded["input_ids"][number])[: settings.source_limit]
         first = max(len(ids) - settings.scored_tokens, 1)

@@ -99,6 +99,25 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def write_short_run(tmp_path: Path) -> Callable[..., str]:
+    """A function of (blocks, changes) that writes config.json, around four steps of training on the CPU, changed."""
+
+    def write(blocks: dict, changes: dict) -> str:
+        training = {
+            "output_dir": str(tmp_path / "out"), "max_steps": 4, "logging_steps": 1, "save_steps": 2, "use_cpu": True,
+            "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "disable_tqdm": True,
+            "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 1e-2,
+        }  # fmt: skip
+        blocks = {**blocks, "training": training | blocks.get("training", {})}
+        blocks |= {block: {**blocks.get(block, {}), **options} for block, options in changes.items()}
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(blocks))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
 def losses_of() -> Callable[[Path], dict[int, float]]:
     """A function that reads step -> training loss from a run's metrics.jsonl."""
 

@@ -49,7 +49,7 @@ def write_documents(folder: Path) -> None:
 
 
 @pytest.fixture
-def make_graph_run(make_run, tmp_path):
+def make_graph_run(make_run, tmp_path, write_short_run):
     """A function that writes model, documents and a configuration with these blocks changed."""
 
     def write(knowledge=None, graph=None, **changes) -> str:
@@ -62,17 +62,9 @@ def make_graph_run(make_run, tmp_path):
             "model": {"task": "causal", "name": str(tmp_path / "model")},
             "data": data,
             "graph": {**(graph or {}), "knowledge_graph": MADE if knowledge is None else knowledge},
-            "training": {
-                "output_dir": str(tmp_path / "out"), "max_steps": 4, "logging_steps": 1, "save_steps": 2,
-                "per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "use_cpu": True,
-                "disable_tqdm": True, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 1e-2,
-            },
+            "training": {"per_device_eval_batch_size": 3},
         }  # fmt: skip
-        for block, options in changes.items():
-            blocks[block] = {**blocks.get(block, {}), **options}
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(blocks))
-        return str(path)
+        return write_short_run(blocks, changes)
 
     return write
 

@@ -29,7 +29,7 @@ VIEWS = ("retrieved", "without", "random")
 
 
 @pytest.fixture
-def make_config(corpora, tmp_path):
+def make_config(corpora, write_short_run):
     """A function that writes a configuration with these blocks changed."""
 
     def write(**changes) -> str:
@@ -40,17 +40,8 @@ def make_config(corpora, tmp_path):
             },
             "data": {"train": str(corpora / "corpus"), "validation": str(corpora / "held-out")},
             "retrieval": {},
-            "training": {
-                "output_dir": str(tmp_path / "out"), "max_steps": 4, "logging_steps": 1, "save_steps": 2,
-                "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "use_cpu": True,
-                "disable_tqdm": True, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 1e-2,
-            },
         }  # fmt: skip
-        for block, options in changes.items():
-            blocks[block] = {**blocks.get(block, {}), **options}
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(blocks))
-        return str(path)
+        return write_short_run(blocks, changes)
 
     return write
 

@@ -18,7 +18,7 @@ OPTIONS = {"chunk_size": 8, "cross_attention_layers": [1], "num_encoder_layers":
 
 
 @pytest.fixture
-def make_config(corpora, tmp_path):
+def make_config(corpora, tmp_path, write_short_run):
     """A function that writes a tiny Llama and a configuration with these blocks changed, None for no block."""
 
     def write(**changes) -> str:
@@ -33,16 +33,9 @@ def make_config(corpora, tmp_path):
             "adapter": {"type": "retrofit", "options": OPTIONS},
             "data": {"train": str(corpora / "corpus"), "validation": str(corpora / "held-out")},
             "retrieval": {},
-            "training": {
-                "output_dir": str(tmp_path / "out"), "max_steps": 4, "logging_steps": 1, "save_steps": 2,
-                "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "use_cpu": True,
-                "disable_tqdm": True, "eval_strategy": "steps", "eval_steps": 4, "learning_rate": 1e-2,
-            },
+            "training": {"eval_steps": 4},
         }  # fmt: skip
-        blocks |= {block: {**blocks.get(block, {}), **options} for block, options in changes.items()}
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(blocks))
-        return str(path)
+        return write_short_run(blocks, changes)
 
     return write
 

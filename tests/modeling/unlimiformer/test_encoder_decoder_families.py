@@ -205,7 +205,7 @@ def test_cached_steps_and_crops_give_the_logits_of_teacher_forcing(tiny, family,
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, **CLOSE)
 
 
-@pytest.mark.parametrize("family", NEW)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_later_answer_tokens_move_no_earlier_logit_but_the_document_moves_the_first(tiny, family):
     model, ids, answer = tiny.model(family), tiny.ids(1, LENGTH), tiny.ids(1, 5, seed=1)
     changed, other = answer.clone(), ids.clone()
@@ -218,7 +218,7 @@ def test_later_answer_tokens_move_no_earlier_logit_but_the_document_moves_the_fi
         moved = model(**handle.remember(other).inputs(), decoder_input_ids=answer).logits
     assert torch.equal(before[:, :3], after[:, :3])
     assert not torch.equal(before[:, 3:], after[:, 3:])
-    assert (before[:, 0] - moved[:, 0]).abs().max() > 1e-4
+    assert (before[:, 0] - moved[:, 0]).abs().max() > (1e-4 if family in NEW else 1e-3)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
