@@ -1,5 +1,7 @@
 """Fold an adapter into its base and write a folder that loads without PEFT.
 
+A sparse-GIN adapter on a Llama becomes a graph-aware Llama, which brings its code.
+
 graft-merge runs/quickstart merged/
 """
 

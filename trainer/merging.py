@@ -1,4 +1,7 @@
-"""Fold an adapter's update into its base's weights, and write a folder that needs neither the adapter nor PEFT."""
+"""Write a base and its adapter as one model, in a folder that needs neither the adapter nor PEFT.
+
+An update of weights is folded into them; the graph network of sparse-GIN becomes part of a graph-aware Llama.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import graft.registration  # noqa: F401  (our own classes and adapters load without consent to remote code)
 from graft.atomic_files import new_folder
+from graft.modeling.graph.llama_with_adapter import llama_with_adapter
 from graft.modeling.graph.sparse_gin_config import PEFT_TYPE as SPARSE_GIN
 from graft.modeling.retro.retrofit_config import PEFT_TYPE as RETROFIT
 from graft.trainer.abilities import MEMORY_FILE
@@ -38,7 +42,8 @@ def merge_adapter(
 ) -> Path:
     """Write `adapter`'s base with the update in its weights, whole or not at all.
 
-    Sums run in float32 and are rounded once to the base's dtype.
+    Sums run in float32 and are rounded once to the base's dtype. Of a sparse-GIN adapter on a Llama,
+    LlamaForCausalLMWithGNN is written, with its code.
 
     Args:
         adapter: folder or Hub id of a PEFT adapter.
@@ -49,8 +54,8 @@ def merge_adapter(
         revision: commit, tag or branch of the adapter's id; the adapter names that of its base.
 
     Raises:
-        ConfigurationError: adapter or base cannot be loaded, the method changes the computation and not the weights,
-            the base is quantised, or `output` exists.
+        ConfigurationError: adapter or base cannot be loaded, the method changes the computation and not the weights
+            (a graph network beside any base but a Llama too), the base is quantised, or `output` exists.
     """
     output = Path(output)
     if output.exists():
@@ -76,15 +81,20 @@ def _mergeable_config(adapter: str, revision: str | None) -> PeftConfig:
         config: PeftConfig = PeftConfig.from_pretrained(adapter, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(f"`adapter` {adapter!r} cannot be loaded: {_one_line(error)}") from error
-    if config.peft_type not in MERGED:
-        name = getattr(config.peft_type, "value", config.peft_type)
-        first = "after `import graft.registration` " if name in (SPARSE_GIN, RETROFIT) else ""
-        raise ConfigurationError(
-            f"`adapter` {adapter!r} is of {name}, which changes what is computed and not the weights, so it cannot "
-            f"be merged. Load it beside its base instead: {first}`PeftModel.from_pretrained(base, {adapter!r})`. "
-            f"Methods that can be merged: {', '.join(method.value for method in MERGED)}."
-        )
+    if config.peft_type not in (*MERGED, SPARSE_GIN):
+        mergeable = ", ".join([*(method.value for method in MERGED), f"{SPARSE_GIN} on a Llama"])
+        raise ConfigurationError(f"{_beside_its_base(adapter, config)} Methods that can be merged: {mergeable}.")
     return config
+
+
+def _beside_its_base(adapter: str, config: PeftConfig) -> str:
+    """Why an adapter is not merged, and how it is used."""
+    name = getattr(config.peft_type, "value", config.peft_type)
+    first = "after `import graft.registration` " if name in (SPARSE_GIN, RETROFIT) else ""
+    return (
+        f"`adapter` {adapter!r} is of {name}, which changes what is computed and not the weights, so it cannot "
+        f"be merged. Load it beside its base instead: {first}`PeftModel.from_pretrained(base, {adapter!r})`."
+    )
 
 
 def _load_base(source: str, revision: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, torch.dtype]:
@@ -115,13 +125,20 @@ def _merged(model: Any, of_adapter: tuple[str, str | None], source: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # what we check next
-            adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+            adapted: Any = PeftModel.from_pretrained(model, adapter, revision=revision)
         stored = load_peft_weights(adapter, device="cpu", revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"`adapter` {adapter!r} does not fit {source!r}: {_one_line(error)}") from error
     if wrong := sorted(stored.keys() ^ get_peft_model_state_dict(adapted).keys()):
         raise ConfigurationError(f"`adapter` {adapter!r} does not fit {source!r}: {wrong[0]} is missing or surplus.")
-    return adapted.merge_and_unload(safe_merge=True)
+    name, tuner = str(adapted.active_adapter), adapted.base_model
+    config: Any = adapted.peft_config[name]
+    if config.peft_type != SPARSE_GIN:
+        return adapted.merge_and_unload(safe_merge=True)
+    try:
+        return llama_with_adapter(model, tuner.kept.adapters[name], config)
+    except ValueError as error:
+        raise ConfigurationError(f"{_beside_its_base(adapter, config)} Merging it: {error}") from error
 
 
 def _write_companions(

@@ -21,7 +21,7 @@ from .node_cache import NodeCacheLayer, node_cache_layer
 from .sparse_gin_config import SparseGINConfig
 from .sparse_graph_layers import SparseGraphUpdate
 
-_EPS = 1e-6
+_EPS = 1e-6  # of the update's norm, beside a base that has no RMS norm
 _READABLE = ("eager", "sdpa")
 
 
@@ -41,10 +41,10 @@ class SparseGINAdapter(nn.Module):
         is_parallel = base.model_type in PLACES_IN_PARALLEL and getattr(base, "use_parallel_residual", True)
         self.placement = "parallel" if is_parallel else "before_mlp"
         options, self.name = config.graph_options(), name
-        width, heads = base.hidden_size, base.num_attention_heads
+        width, heads, eps = base.hidden_size, base.num_attention_heads, getattr(base, "rms_norm_eps", _EPS)
         self.layers = nn.ModuleDict()
         for index in config.layers(count):
-            update = SparseGraphUpdate(options, width, heads, index / max(1, count - 1), _EPS)
+            update = SparseGraphUpdate(options, width, heads, index / max(1, count - 1), eps)
             if config.edge_mode == "self_only":
                 update.adjacency = OwnAdjacency(options.adjacency, heads)
             self.layers[str(index)] = update

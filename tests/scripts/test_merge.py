@@ -1,5 +1,6 @@
-"""graft-merge: a LoRA's update in its base's weights, for stock models and ours; other methods are refused."""
+"""graft-merge: a LoRA's update in its base's weights; a graph network in a graph-aware Llama; others are refused."""
 
+import os
 import subprocess
 import sys
 
@@ -12,11 +13,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
 from graft.configuration.configuration_retro import RetroConfig
+from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.retro.modeling_retro import RetroForCausalLM
 from graft.modeling.retro.retrofit import retrofit
@@ -99,31 +103,94 @@ def test_an_adapter_that_changes_the_computation_is_refused_by_name(tmp_path, ca
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_sparse_gin_adapter_is_refused_and_loads_as_the_refusal_says(tmp_path, capsys):
-    base = LlamaForCausalLM(LLAMA)
-    base.save_pretrained(tmp_path / "base")
-    options = SparseGINConfig(task_type="CAUSAL_LM", rank=4, scale_last=0.5)
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"), options)
-    expected = logits_of(model)
-    model.save_pretrained(tmp_path / "adapter")
+GRAPHS = {
+    "all layers": {},
+    "one layer, narrow": {"layers_to_transform": [1], "adjacency": {"combine": "mean", "threshold": 0.05}},
+    "two steps": {"num_layers": 2, "activation": "gelu"},
+}
+
+
+def graph_adapter(base, folder, **options):
+    """The folder of a sparse-GIN adapter that acts on a base, whose folder lies beside; both as one model."""
+    torch.manual_seed(0)
+    base.save_pretrained(folder / "base")
+    given = {"rank": 4, "scale_first": 0.4} | options
+    model = get_peft_model(base, SparseGINConfig(task_type="CAUSAL_LM", **given)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "sparse_gin" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(folder / "adapter")
+    return model
+
+
+@pytest.mark.parametrize("options", GRAPHS.values(), ids=GRAPHS)
+def test_a_sparse_gin_adapter_of_a_llama_becomes_a_graph_llama_that_computes_the_same(options, tmp_path):
+    stock = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | {"rms_norm_eps": 1e-3}))
+    plain = logits_of(stock)
+    model = graph_adapter(stock, tmp_path, **options)
+    expected, written = logits_of(model), model.generate(input_ids=IDS, max_new_tokens=5, do_sample=False)
+    given = [str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")]
+    assert main(given) == 0
+    merged = LlamaForCausalLMWithGNN.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(merged), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain, expected, atol=1e-2)
+    assert torch.equal(merged.generate(IDS, max_new_tokens=5, do_sample=False), written)
+
+
+def test_the_graph_llama_that_was_written_loads_by_its_code_where_graft_is_not(tmp_path):
+    expected = logits_of(graph_adapter(LlamaForCausalLM(LLAMA), tmp_path))
+    given = [str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")]
+    assert main(given) == 0
+    program = (
+        "import sys, torch\n"
+        "sys.modules['graft'] = None\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "ids = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(0))\n"
+        "print(type(model).__name__, model(input_ids=ids).logits.square().sum().item())"
+    )
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", program, str(tmp_path / "merged")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
+    assert said[0] == "LlamaForCausalLMWithGNN"
+    assert float(said[1]) == pytest.approx(expected.square().sum().item(), rel=1e-4)
+
+
+OTHERS = {
+    "GPT2LMHeadModel": (lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2)), {}),
+    "'self_only'": (lambda: LlamaForCausalLM(LLAMA), {"edge_mode": "self_only"}),
+}
+
+
+@pytest.mark.parametrize("named", OTHERS)
+def test_another_sparse_gin_adapter_is_refused_by_name_with_how_to_load_it(named, tmp_path, capsys):
+    make_base, options = OTHERS[named]
+    graph_adapter(make_base(), tmp_path, **options)
     given = [str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")]
     assert main(given) == 2
     error = capsys.readouterr().err.rpartition("graft-merge: ")[2]
     assert "is of SPARSE_GIN, which changes what is computed" in error
     assert f"after `import graft.registration` `PeftModel.from_pretrained(base, '{tmp_path / 'adapter'}')`" in error
+    assert named in error
     assert error.count("\n") == 1
     assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_that_is_not_merged_loads_as_the_refusal_says(tmp_path):
+    make_base, options = OTHERS["GPT2LMHeadModel"]
+    expected = logits_of(graph_adapter(make_base(), tmp_path, **options))
     program = (
         "import sys, torch, graft.registration\n"
         "from peft import PeftModel\n"
-        "from transformers import LlamaForCausalLM\n"
-        "model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]).eval()\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]).eval()\n"
         "ids = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(0))\n"
-        "print(model(input_ids=ids).logits.sum().item())"
+        "print(model(input_ids=ids).logits.square().sum().item())"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "base"), str(tmp_path / "adapter")]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert float(said) == pytest.approx(expected.sum().item(), abs=1e-3)
+    assert float(said) == pytest.approx(expected.square().sum().item(), rel=1e-4)
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
