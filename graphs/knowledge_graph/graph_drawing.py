@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graft.atomic_files import new_file
 from graft.graphs.knowledge_graph.graph_building import KnowledgeGraph, top_nodes
-from graft.graphs.knowledge_graph.graph_layout import clear_of_each_other, layout
+from graft.graphs.knowledge_graph.graph_layout import layout, places_of_names
 
 if TYPE_CHECKING:
     import networkx
@@ -97,7 +97,7 @@ def write_picture(found: KnowledgeGraph, path: str | Path, title: str, at_most: 
         path: of the file.
         title: a line above.
         at_most: nodes drawn.
-        named: nodes whose names are written where they are clear of the names of nodes with a higher rank.
+        named: nodes whose names may cover circles where there is no better place; the others' are then left out.
 
     Raises:
         ValueError: the graph is empty.
@@ -124,7 +124,7 @@ def write_picture(found: KnowledgeGraph, path: str | Path, title: str, at_most: 
     colours = colours_of_labels(graph)
     shown = [colours[label] for _, label in graph.nodes(data="label")]
     axes.scatter(places[:, 0], places[:, 1], s=(2 * radii) ** 2, c=shown, edgecolors="white", zorder=2)
-    _write_names(axes, graph, places, radii, top_nodes(graph, named))
+    _write_names(axes, graph, places, radii, named)
     _write_legend(axes, colours, graph)
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -154,28 +154,35 @@ def _write_names(
     graph: networkx.MultiDiGraph,
     places: NDArray[np.float64],
     radii: NDArray[np.float64],
-    ranked: Sequence[int],
+    named: int,
 ) -> None:
-    """Names below their circles, the first of `ranked` first, where no other is in the way."""
+    """Names below, above or beside their circles, those of highest PageRank first, where there is room."""
     from matplotlib.patheffects import withStroke
 
     number = {node: index for index, node in enumerate(graph)}
-    indices = [number[node] for node in ranked]
+    ranked = top_nodes(graph, len(graph))
     names = [short(graph.nodes[node]["name"]) for node in ranked]
-    half = np.array([2.1 * len(name) + 1 for name in names])  # a letter of this size is about 4.2 points wide
-    x, top = places[indices, 0], places[indices, 1] + radii[indices] + 1
-    for index in clear_of_each_other(np.stack([x - half, top, x + half, top + 9], axis=1)):
-        axes.text(
-            x[index],
-            top[index],
-            names[index].replace("$", r"\$"),
-            ha="center",
-            va="top",
-            fontsize=7.5,
-            color="#22252a",
-            zorder=3,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )
+    indices = [number[node] for node in ranked]
+    (x, y), away = places[indices].T, radii[indices] + 2
+    width = np.array([4.4 * len(name) + 2 for name in names])  # a letter of this size is about so many points wide
+    lefts = np.stack([x - width / 2, x - width / 2, x + away, x - away - width], axis=1)
+    lefts = lefts.clip(0, axes.get_xlim()[1] - width[:, None])
+    tops = np.stack([y + away, y - away - 9, y - 4.5, y - 4.5], axis=1)
+    boxes = np.stack([lefts, tops, lefts + width[:, None], tops + 9], axis=2)
+    sides = places_of_names(boxes, np.column_stack([places, radii]), named)
+    for name, box, side in zip(names, boxes, sides, strict=True):
+        if side >= 0:
+            axes.text(
+                box[side, [0, 2]].mean(),
+                box[side, [1, 3]].mean(),
+                name.replace("$", r"\$"),
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color="#22252a",
+                zorder=3,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )
 
 
 def _write_legend(axes: Any, colours: Mapping[str, str], graph: networkx.MultiDiGraph) -> None:

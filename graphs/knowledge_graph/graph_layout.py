@@ -76,15 +76,27 @@ def push_apart(places: Places, radii: NDArray[np.float64], size: tuple[float, fl
     return places
 
 
-def clear_of_each_other(boxes: NDArray[np.float64]) -> list[int]:
-    """The boxes (boxes, 4) of left, top, right, bottom that are taken if each must keep clear of those before it."""
-    taken: list[int] = []
-    for index, (left, top, right, bottom) in enumerate(boxes):
-        others = boxes[taken]
-        beside = (others[:, 2] < left) | (others[:, 0] > right) | (others[:, 3] < top) | (others[:, 1] > bottom)
-        if beside.all():
-            taken.append(index)
-    return taken
+def places_of_names(boxes: Places, circles: Places, needed: int = 0) -> list[int]:
+    """Which of its possible places each name takes, clear of the names before it; -1 where it has none.
+
+    Args:
+        boxes: (names, places, 4) of left, top, right, bottom; the most important name first, the best place first.
+        circles: (circles, 3) of x, y, radius, which names keep clear of.
+        needed: of so many names, the first, the place that covers fewest circles is taken if none is clear.
+    """
+    x, y, radii = circles.T
+    near_x = x.clip(boxes[..., :1], boxes[..., 2:3]) - x  # (names, places, circles)
+    near_y = y.clip(boxes[..., 1:2], boxes[..., 3:]) - y
+    covered = (near_x**2 + near_y**2 < radii**2).sum(-1)
+    chosen: list[int] = []
+    taken = np.empty((0, 4))
+    for index, (left, top, right, bottom) in enumerate(boxes.transpose(0, 2, 1)[..., None]):
+        beside = (taken[:, 2] < left) | (taken[:, 0] > right) | (taken[:, 3] < top) | (taken[:, 1] > bottom)
+        fits = beside.all(1) & ((covered[index] == 0) | (index < needed))
+        chosen.append(int(np.where(fits, covered[index], len(circles) + 1).argmin()) if fits.any() else -1)
+        if fits.any():
+            taken = np.concatenate([taken, boxes[index, chosen[-1]][None]])
+    return chosen
 
 
 def _pairs(graph: networkx.MultiDiGraph) -> networkx.Graph:

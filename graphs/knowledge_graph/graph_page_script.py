@@ -19,7 +19,7 @@ body { max-width: 84rem; } #kg { display: grid; grid-template-columns: minmax(0,
 #found button, #side button { font: inherit; color: #2f6db3; background: none; border: 0; padding: .1rem 0;
                              cursor: pointer; text-align: left; display: block; }
 #side blockquote { margin: .7rem 0; padding-left: .8rem; border-left: 3px solid #e4e4e0; }
-#side h3 { margin: 1rem 0 .2rem; } #side small { color: #5a6069; }
+#side h3 { margin: 1rem 0 .2rem; } #side small, #found small { color: #5a6069; }
 @media (max-width: 60rem) { #kg { display: block; } }
 </style>
 """
@@ -47,12 +47,14 @@ function name() {
   const asked = chosen === null ? data.order.slice(0, 80 * zoom * zoom) : [chosen, ...heaviest(chosen)];
   words.forEach(word => word.classList.add("later"));
   for (const index of asked) {
-    const [x, y, r] = spots[index], word = words[index], left = x + r / Math.sqrt(zoom) + 2 / zoom;
-    const box = [left, y - 7 / zoom, left + (6.2 * word.textContent.length + 4) / zoom, y + 7 / zoom];
+    const [x, y, r] = spots[index], word = words[index], gap = r / Math.sqrt(zoom) + 2 / zoom;
+    const width = (6.2 * word.textContent.length + 4) / zoom, flip = x + gap + width > view[0] + view[2];
+    const left = flip ? x - gap - width : x + gap, box = [left, y - 7 / zoom, left + width, y + 7 / zoom];
     if (x < view[0] || y < view[1] || x > view[0] + view[2] || y > view[1] + view[3]) continue;
     if (taken.some(b => b[0] < box[2] && box[0] < b[2] && b[1] < box[3] && box[1] < b[3])) continue;
     if (taken.push(box) > most + 20 * (zoom - 1)) break;
-    word.setAttribute("x", left); word.setAttribute("y", y + 4 / zoom); word.classList.remove("later");
+    word.setAttribute("x", flip ? x - gap : left); word.setAttribute("text-anchor", flip ? "end" : "start");
+    word.setAttribute("y", y + 4 / zoom); word.classList.remove("later");
   }
 }
 function look(next) {
@@ -82,6 +84,7 @@ function mark() {
 }
 function choose(index) {
   chosen = index; mark();
+  if (!search.value.trim()) found.replaceChildren();
   const node = data.nodes[index];
   side.replaceChildren(); add(side, "h2", node.name);
   add(side, "small", node.label + ", " + node.count + " mentions. " + node.aliases.join(" | "));
@@ -102,14 +105,17 @@ function choose(index) {
   });
 }
 circles.forEach((circle, index) => { circle.onclick = () => { if (!dragged) choose(index); }; });
-search.oninput = () => {
+function offer() {
   const asked = search.value.trim().toLowerCase(); found.replaceChildren();
-  if (!asked) return;
+  if (!asked) add(found, "small", "What most leads to, by PageRank:");
   data.order.map(index => [data.nodes[index], index])
     .filter(([node]) => [node.name, ...node.aliases].some(name => name.toLowerCase().includes(asked)))
     .slice(0, 20).forEach(([node, index]) => button(found, index, node.name));
+}
+search.oninput = offer;
+search.onkeydown = event => {
+  if (event.key === "Enter" && search.value.trim()) found.querySelector("button")?.onclick();
 };
-search.onkeydown = event => { if (event.key === "Enter" && found.firstChild) found.firstChild.onclick(); };
 let held = null, dragged = false;
 function scale() { return view[2] / svg.getBoundingClientRect().width; }
 svg.addEventListener("wheel", event => {
@@ -126,9 +132,12 @@ svg.onpointermove = event => {
   dragged = dragged || Math.abs(x) + Math.abs(y) > 4;
   if (dragged) look([held[2] - x * scale(), held[3] - y * scale(), view[2]]);
 };
-svg.onclick = event => { if (event.target === svg && !dragged) { chosen = null; side.replaceChildren(); mark(); } };
+svg.onclick = event => {
+  if (event.target !== svg || dragged) return;
+  chosen = null; side.replaceChildren(); mark(); offer();
+};
 document.getElementById("closer").onclick = () => closer(1.6);
 document.getElementById("farther").onclick = () => closer(1 / 1.6);
 document.getElementById("all").onclick = () => look(home);
-look(home);
+look(home); offer();
 """

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.graphs.knowledge_graph.graph_layout import _fields, clear_of_each_other, layout, push_apart
+from graft.graphs.knowledge_graph.graph_layout import _fields, layout, places_of_names, push_apart
 
 networkx = pytest.importorskip("networkx")
 pytest.importorskip("scipy")
@@ -96,13 +96,25 @@ BOX = st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 8)] * 2).map(
 )
 
 
-@given(st.lists(BOX, max_size=12))
-def test_names_are_taken_in_order_if_they_are_clear_of_those_taken(boxes):
+CIRCLE = st.tuples(st.integers(0, 28), st.integers(0, 28), st.integers(1, 6))
+
+
+@given(st.lists(st.lists(BOX, min_size=3, max_size=3), max_size=8), st.lists(CIRCLE, max_size=6), st.integers(0, 8))
+def test_names_take_places_in_order_clear_of_names_taken_and_of_circles(names, circles, needed):
     def meet(one, other):
         return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
-    expected = []
-    for index, box in enumerate(boxes):
-        if not any(meet(box, boxes[other]) for other in expected):
-            expected.append(index)
-    assert clear_of_each_other(np.array(boxes, dtype=float).reshape(-1, 4)) == expected
+    def covers(box, circle):
+        x, y, radius = circle
+        nearest = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+        return (nearest[0] - x) ** 2 + (nearest[1] - y) ** 2 < radius**2
+
+    taken, expected = [], []
+    for index, places in enumerate(names):
+        costs = {side: sum(covers(box, circle) for circle in circles) for side, box in enumerate(places)}
+        free = [side for side, box in enumerate(places) if not any(meet(box, other) for other in taken)]
+        free = [side for side in free if index < needed or not costs[side]]
+        expected.append(min(free, key=costs.__getitem__) if free else -1)
+        taken += [places[expected[-1]]] if free else []
+    boxes = np.array(names, dtype=float).reshape(-1, 3, 4)
+    assert places_of_names(boxes, np.array(circles, dtype=float).reshape(-1, 3), needed) == expected

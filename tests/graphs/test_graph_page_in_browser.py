@@ -46,6 +46,8 @@ def test_a_visitor_searches_clicks_and_reads_the_sentences(visit):
     driver, _, address = visit
     driver.get(address)
     assert not one(driver, "#side").text
+    offered = [button.text for button in all_of(driver, "#found button")]
+    assert sorted(offered) == ["Ada Lovelace", "Charles Babbage", "George Boole", "London"]  # where to begin
     one(driver, "#search").send_keys("boole")
     buttons = all_of(driver, "#found button")
     assert [button.text for button in buttons] == ["George Boole"]
@@ -125,11 +127,13 @@ def test_a_click_beside_the_nodes_takes_the_choice_back(visit):
     driver.get(address)
     circle_of(driver, "London").click()
     assert all_of(driver, "#kg .chosen")
+    assert not one(driver, "#found").text
     picture = one(driver, "#kg svg")
     ActionChains(driver).move_to_element_with_offset(picture, -picture.rect["width"] / 2 + 6, 0).click().perform()
     assert not all_of(driver, "#kg .chosen")
     assert not all_of(driver, "#kg .faint")
     assert not one(driver, "#side").text
+    assert len(all_of(driver, "#found button")) == 4
 
 
 def test_of_many_nodes_the_largest_are_named_and_closer_ones_when_zoomed(visit, tmp_path):

@@ -1,3 +1,5 @@
+import html
+
 import numpy as np
 import pytest
 
@@ -97,8 +99,21 @@ def test_q_errors_know_no_direction():
     assert q_errors([1.0, 4.0, 3.0], [2.0, 2.0, 3.0]).tolist() == [2.0, 2.0, 1.0]
 
 
-def test_a_plan_is_drawn(plans, tmp_path):
+def test_boxes_of_a_drawn_plan_are_clear_of_each_other_and_below_their_readers(plans):
+    for graph in (plan.graph for plan in plans):
+        places = tree_places(graph)
+        for source, target in graph.edges.T.tolist():
+            assert places[source][1] < places[target][1]
+        for level in {y for _, y, _ in places}:
+            boxes = sorted((x - width / 2, x + width / 2) for x, y, width in places if y == level)
+            assert all(left - right > 3.9 for (_, right), (left, _) in zip(boxes, boxes[1:], strict=False))
+
+
+def test_a_picture_of_a_plan_names_its_nodes_and_says_what_colours_and_lines_mean(plans, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
     graph = max((plan.graph for plan in plans), key=lambda graph: len(graph.names))
-    places = tree_places(graph)
-    assert len(set(places)) == len(places), "no node hides another"
-    assert draw_plan(graph, tmp_path / "plan.svg", "1 ms").read_text().count("<g id=") > len(places)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        drawn = draw_plan(graph, tmp_path / "plan.svg", "1 ms").read_text()
+    expected = ("1 ms", "operator, rows expected", "table", "column", "gives its rows to", "is read or compared by")
+    for text in (*expected, *(name.split("(")[0][:20] for name in graph.names)):
+        assert html.escape(text, quote=False) in drawn
