@@ -1,17 +1,21 @@
 """Q-errors of the zero-shot cost model and of what it must beat, on databases that were not trained on.
 
-python benchmarks/query_graph.py --databases 8 --queries 300 --repeats 5
+python benchmarks/query_graph.py --databases 8 --queries 300 --repeats 5 --times runs/query_times
 
 Each generated database is left out once; a schema shaped like TPC-H, with queries of its own, is estimated by a model
 of all generated ones. Times are the least of several on one thread, by the processor's clock, so that a busy machine
-disturbs them little. Prints a JSON line per database, then the table, and keeps benchmarks/results/query_graph.json.
+disturbs them little. `--times` keeps those of each database in a folder and takes none again that is there; with
+`--measure 0 1 2` only these databases are measured (8 is the TPC-H shape), for instance while the machine is quiet.
+Prints a JSON line per database, then the table, and keeps benchmarks/results/query_graph.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -19,9 +23,11 @@ import torch
 from measuring import keep, machine
 
 from graft import QueryGraphConfig, QueryGraphForCostEstimation
+from graft.configuration.configuration_query_graph import NODE_FEATURES
+from graft.graphs.query_plan.catalogue import read_duckdb_catalogue
 from graft.graphs.query_plan.cost_baselines import boosted_features, nearest_plans, q_errors, scaled_cost
 from graft.graphs.query_plan.database_generator import generate_database, generate_queries
-from graft.graphs.query_plan.measured_plans import MeasuredPlan, measure_duckdb
+from graft.graphs.query_plan.measured_plans import MeasuredPlan, explain_duckdb, measure_duckdb
 from graft.trainer.query_cost_training import estimate_milliseconds, train_query_cost
 
 # Shaped like TPC-H: the same tables and links, our own values.
@@ -62,20 +68,46 @@ TPCH_QUERIES = (
 )
 
 
-def measure_generated(seed: int, queries: int, largest: int, repeats: int) -> list[MeasuredPlan]:
+def measure_generated(seed: int, given: argparse.Namespace) -> list[MeasuredPlan]:
     """Plans and times of one generated database."""
-    database = generate_database(seed, largest)
-    with duckdb.connect() as connection:
-        database.create(connection)
-        return measure_duckdb(connection, generate_queries(database, queries), repeats)
+    database = generate_database(seed, given.largest)
+    queries = list(generate_queries(database, given.queries))
+    return measured_once(seed, database.create, queries, given)
 
 
-def measure_tpch(repeats: int) -> list[MeasuredPlan]:
+def measure_tpch(given: argparse.Namespace) -> list[MeasuredPlan]:
     """Plans and times of the schema shaped like TPC-H; each query with five values."""
     queries = [text.format(days=100 * turn, brand=3 + 4 * turn) for text in TPCH_QUERIES for turn in range(5)]
+    return measured_once(given.databases, lambda connection: connection.execute(TPCH_TABLES), queries, given)
+
+
+def measured_once(
+    number: int, create: Callable[[duckdb.DuckDBPyConnection], object], queries: list[str], given: argparse.Namespace
+) -> list[MeasuredPlan]:
+    """Plans of the queries, and times as they are kept, or measured now and kept."""
+    kept = given.times / f"{number}.json" if given.times is not None else None
     with duckdb.connect() as connection:
-        connection.execute(TPCH_TABLES)
-        return measure_duckdb(connection, queries, repeats)
+        create(connection)
+        if kept is None or not kept.exists():
+            plans = measure_duckdb(connection, queries, given.repeats)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                times = [[plan.sql, plan.milliseconds] for plan in plans]
+                kept.write_text(json.dumps({"load": os.getloadavg()[0], "repeats": given.repeats, "times": times}))
+            return plans
+        known = json.loads(kept.read_text())
+        if [sql for sql, _ in known["times"]] != queries or known["repeats"] != given.repeats:
+            raise SystemExit(f"{kept} holds times of other queries or repeats; name a new folder.")
+        connection.execute("SET threads = 1")
+        catalogue = read_duckdb_catalogue(connection)
+        return [MeasuredPlan(sql, explain_duckdb(connection, sql, catalogue), time) for sql, time in known["times"]]
+
+
+def semi_joins(plans: Sequence[MeasuredPlan]) -> int:
+    """How many of the plans have a semi join of a subquery; by itself DuckDB makes one of row ids for a LIMIT."""
+    semi = NODE_FEATURES["operator"].index("semi")
+    asked = [plan.graph for plan in plans if "(SELECT" in plan.sql]
+    return sum(bool(graph.features[graph.node_types == 0, semi].any()) for graph in asked)
 
 
 def compare(name: str, train: Sequence[MeasuredPlan], test: Sequence[MeasuredPlan], epochs: int) -> dict[str, object]:
@@ -94,7 +126,7 @@ def compare(name: str, train: Sequence[MeasuredPlan], test: Sequence[MeasuredPla
     }
     errors = {method: q_errors(of_method, times) for method, of_method in predicted.items()}
     rows = {method: [round(float(q), 2) for q in np.percentile(e, [50, 95, 100])] for method, e in errors.items()}
-    return {"database": name, "queries": len(test), **rows}
+    return {"database": name, "queries": len(test), "semi_joins": semi_joins(test), **rows}
 
 
 def main() -> None:
@@ -104,25 +136,32 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of each query; the least time counts")
     parser.add_argument("--largest", type=int, default=500_000, help="rows of a table at most")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--times", type=Path, help="folder that keeps what was measured")
+    parser.add_argument("--measure", type=int, nargs="+", metavar="DATABASE", help="only measure these")
     given = parser.parse_args()
+    if given.measure is not None and given.times is None:
+        parser.error("--measure needs a folder to measure into: give --times")
     torch.set_num_threads(1)
+    if given.measure is not None:
+        for number in given.measure:
+            measure_tpch(given) if number == given.databases else measure_generated(number, given)
+        return
     about = machine()
-    measured = [
-        measure_generated(seed, given.queries, given.largest, given.repeats) for seed in range(given.databases)
-    ]
+    measured = [measure_generated(seed, given) for seed in range(given.databases)]
     results = []
     for left_out, test in enumerate(measured):
         train = [plan for number, plans in enumerate(measured) if number != left_out for plan in plans]
         results.append(compare(f"generated {left_out}", train, test, given.epochs))
         print(json.dumps(results[-1]), flush=True)
     generated = [plan for plans in measured for plan in plans]
-    results.append(compare("TPC-H shape", generated, measure_tpch(given.repeats), given.epochs))
+    results.append(compare("TPC-H shape", generated, measure_tpch(given), given.epochs))
     print(json.dumps(results[-1]), flush=True)
     methods = ("graph", "scaled", "oracle", "boosting", "nearest")
     print("| database | " + " | ".join(methods) + " |\n|---|" + "---|" * len(methods))
     for row in results:
         print(f"| {row['database']} | " + " | ".join("{} / {} / {}".format(*row[method]) for method in methods) + " |")
-    print(keep("query_graph", vars(given), results, about))
+    settings = {name: value for name, value in vars(given).items() if name not in ("times", "measure")}
+    print(keep("query_graph", settings | {"duckdb": duckdb.__version__}, results, about))
 
 
 if __name__ == "__main__":

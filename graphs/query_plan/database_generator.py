@@ -22,12 +22,18 @@ class GeneratedColumn:
 
 @dataclass(frozen=True)
 class GeneratedTable:
-    """A table with a key `id`, columns, and foreign keys `<parent>_id` to earlier tables."""
+    """A table with a key `id`, columns, and foreign keys `<parent>_id` to earlier tables.
+
+    Args:
+        parents: the tables that its foreign keys point to.
+        key_types: the type of each foreign key: BIGINT as the key that it points to, or INTEGER.
+    """
 
     name: str
     rows: int
     columns: tuple[GeneratedColumn, ...]
     parents: tuple[str, ...]
+    key_types: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class GeneratedDatabase:
             parents = {other.name: other.rows for other in self.tables}
             values = ["range AS id"]
             values += [
-                f"{_spread(salt + place, parents[name])} AS {name}_id" for place, name in enumerate(table.parents)
+                f"{_spread(salt + place, parents[name], key_type)} AS {name}_id"
+                for place, (name, key_type) in enumerate(zip(table.parents, table.key_types, strict=True))
             ]
             values += [
                 f"{_value(column, salt + 50 + place)} AS {column.name}" for place, column in enumerate(table.columns)
@@ -55,12 +62,16 @@ class GeneratedDatabase:
 def generate_database(seed: int, largest: int = 300_000) -> GeneratedDatabase:
     """A schema of 3 to 6 tables of 10^3 to `largest` rows and 3 to 8 columns, linked by foreign keys.
 
+    Half of the foreign keys are narrower than the keys they point to: with a cast between them DuckDB plans EXISTS as
+    a join with distinct keys, with none as a semi join.
+
     Raises:
         ValueError: `largest` is below 1000.
     """
     if largest < 1000:
         raise ValueError(f"`largest` must be at least 1000 rows, got {largest}.")
     draw = random.Random(seed)
+    draw_types = random.Random(f"{seed} types of foreign keys")  # apart, so that a seed keeps its tables and rows
     tables: list[GeneratedTable] = []
     for number in range(draw.randint(3, 6)):
         columns = tuple(
@@ -70,14 +81,16 @@ def generate_database(seed: int, largest: int = 300_000) -> GeneratedDatabase:
         earlier = [table.name for table in tables]
         parents = tuple(draw.sample(earlier, min(len(earlier), draw.randint(1, 2))))
         rows = int(1000 * (largest / 1000) ** draw.random())
-        tables.append(GeneratedTable(f"t{number}", rows, columns, parents))
+        key_types = tuple(draw_types.choice(("BIGINT", "INTEGER")) for _ in parents)
+        tables.append(GeneratedTable(f"t{number}", rows, columns, parents, key_types))
     return GeneratedDatabase(seed, tuple(tables))
 
 
 def generate_queries(database: GeneratedDatabase, count: int, seed: int = 0) -> Iterator[str]:
     """Queries with 0 to 3 joins along foreign keys, 0 to 3 predicates, and aggregates, groups, orders and limits.
 
-    Some joins are outer ones or only ask whether a row exists; some aggregates are of computed values; some groups are
+    Some joins are outer ones; some queries ask, by EXISTS or IN, whether a linked row is there or is not, which DuckDB
+    plans as semi, anti and mark joins; some aggregates are of computed values; some groups are
     of two columns, of keys, or kept by what they sum to.
     """
     draw = random.Random(f"{database.seed} {seed}")
@@ -120,20 +133,30 @@ def _query(database: GeneratedDatabase, draw: random.Random) -> str:
 
 
 def _existence(database: GeneratedDatabase, used: list[GeneratedTable], draw: random.Random) -> list[str]:
-    """Now and then, that a row of another table refers to one of these."""
-    links = [
-        (other, table)
-        for table in used
-        for other in database.tables
-        if other not in used and table.name in other.parents
+    """Now and then, that a row of another table, linked to one of these by a foreign key, is there or is not."""
+    by_name = {table.name: table for table in database.tables}
+    keys = [
+        ((by_name[parent], f"{parent}.id"), (table, f"{table.name}.{parent}_id"))
+        for table in database.tables
+        for parent in table.parents
     ]
-    if not links or draw.random() < 0.8:
+    links = [
+        (outside, inside)
+        for ends in keys
+        for outside, inside in (ends, ends[::-1])
+        if outside[0] in used and inside[0] not in used
+    ]
+    if not links or draw.random() < 0.75:
         return []
-    other, table = draw.choice(links)
-    column = draw.choice(other.columns)
-    condition = _condition(f"{other.name}.{column.name}", column, draw)
-    link = f"{other.name}.{table.name}_id = {table.name}.id"
-    return [f"EXISTS (SELECT * FROM {other.name} WHERE {link} AND {condition})"]
+    (_, key), (other, link) = draw.choice(links)
+    asked = [draw.choice(other.columns) for _ in range(draw.randint(0, 2))]
+    conditions = [_condition(f"{other.name}.{column.name}", column, draw) for column in asked]
+    negation = draw.choice(("", "", "", "NOT "))
+    if draw.random() < 0.5:
+        where = " AND ".join([f"{link} = {key}", *conditions])
+        return [f"{negation}EXISTS (SELECT * FROM {other.name} WHERE {where})"]
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    return [f"{key} {negation}IN (SELECT {link} FROM {other.name}{where})"]
 
 
 def _number(names: list[str], draw: random.Random) -> str:
@@ -159,9 +182,9 @@ def _condition(name: str, column: GeneratedColumn, draw: random.Random) -> str:
     return f"{name} {draw.choice('<>')} {value}"
 
 
-def _spread(salt: int, count: int) -> str:
+def _spread(salt: int, count: int, data_type: str = "INTEGER") -> str:
     """A number in [0, count) for each row, as if drawn by chance."""
-    return f"(hash(range + {salt * 1000003}) % {count})::INTEGER"
+    return f"(hash(range + {salt * 1000003}) % {count})::{data_type}"
 
 
 def _value(column: GeneratedColumn, salt: int) -> str:

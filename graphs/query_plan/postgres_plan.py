@@ -29,7 +29,12 @@ _STRATEGIES = {
     "Mixed": "hash_aggregate",
 }
 _CONDITIONS = ("Filter", "Index Cond", "Recheck Cond", "Hash Cond", "Merge Cond", "Join Filter")
-_JOINS = {"Inner": "inner", "Left": "outer", "Right": "outer", "Full": "outer", "Semi": "semi", "Anti": "anti"}
+_JOINS = {
+    "Inner": "inner",
+    **dict.fromkeys(("Left", "Right", "Full"), "outer"),
+    **dict.fromkeys(("Semi", "Right Semi"), "semi"),
+    **dict.fromkeys(("Anti", "Right Anti"), "anti"),
+}
 
 
 def read_postgres_plan(plan: str | list[Any] | dict[str, Any]) -> PlanOperator:

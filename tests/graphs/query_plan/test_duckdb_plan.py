@@ -41,6 +41,9 @@ def test_a_real_plan_is_read(connection):
     ("sql", "kind", "join_type"),
     [
         ("SELECT * FROM t WHERE a IN (SELECT a FROM u WHERE c = 2)", "hash_join", "semi"),
+        ("SELECT * FROM u WHERE EXISTS (SELECT * FROM t WHERE t.a = u.a AND b < 9)", "hash_join", "semi"),
+        ("SELECT * FROM t WHERE NOT EXISTS (SELECT * FROM u WHERE t.a = u.a)", "hash_join", "anti"),
+        ("SELECT * FROM t WHERE a NOT IN (SELECT a FROM u)", "hash_join", "other_join"),
         ("SELECT * FROM t LEFT JOIN u USING (a)", "hash_join", "outer"),
         ("SELECT * FROM t JOIN u ON t.s <> u.c::text OR t.a < u.a", "loop_join", "inner"),
         ("SELECT * FROM t, u", "loop_join", "inner"),

@@ -1,11 +1,14 @@
 import html
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from graft.configuration.configuration_query_graph import PLAN_OPERATORS
+from graft.configuration.configuration_query_graph import JOIN_TYPES, NODE_FEATURES, PLAN_OPERATORS
 from graft.graphs.query_plan.cost_baselines import (
     boosted_features,
+    flat_features,
     nearest_plans,
     q_errors,
     rows_of_plan,
@@ -42,6 +45,8 @@ def test_a_schema_has_the_sizes_that_are_promised(seed):
             for parent in table.parents:
                 lost = f"SELECT count(*) FROM {table.name} WHERE {parent}_id NOT IN (SELECT id FROM {parent})"
                 assert connection.execute(lost).fetchone() == (0,)
+            types = dict(connection.execute(f"SELECT name, type FROM pragma_table_info('{table.name}')").fetchall())
+            assert tuple(types[f"{parent}_id"] for parent in table.parents) == table.key_types
 
 
 def test_every_query_runs_and_no_operator_is_unknown(plans):
@@ -58,6 +63,53 @@ def test_the_same_seed_gives_the_same_queries():
     database = generate_database(1)
     assert list(generate_queries(database, 5)) == list(generate_queries(database, 5))
     assert list(generate_queries(database, 5)) != list(generate_queries(database, 5, seed=1))
+
+
+# As DuckDB names joins, and what they are here.
+NAMES = {
+    **dict.fromkeys(("SEMI", "RIGHT_SEMI"), "semi"),
+    **dict.fromkeys(("ANTI", "RIGHT_ANTI"), "anti"),
+    **dict.fromkeys(("LEFT", "RIGHT"), "outer"),
+    "INNER": "inner",
+    "MARK": "other_join",
+}
+
+
+def test_queries_have_semi_and_anti_joins_as_duckdb_names_them():
+    names = Counter()
+    for seed in range(4):
+        database = generate_database(seed, 2000)
+        with duckdb.connect() as connection:
+            database.create(connection)
+            for sql in generate_queries(database, 150):
+                plan = connection.execute(f"EXPLAIN (FORMAT json) {sql}").fetchone()[1]
+                of_plan = Counter(re.findall(r'"Join Type": "(\w+)"', plan))
+                if "(SELECT" in sql:  # by itself DuckDB makes one of row ids for a LIMIT
+                    names += of_plan
+                flat = flat_features(QueryPlanGraph.from_duckdb(plan))
+                seen = dict(zip(NODE_FEATURES["operator"], flat, strict=False))  # the sums over operators come first
+                told = Counter(kind for name in of_plan.elements() for kind in [NAMES[name]])
+                assert {kind: seen[kind] for kind in JOIN_TYPES} == {kind: told[kind] for kind in JOIN_TYPES}, sql
+                connection.execute(sql)
+    assert min(names["SEMI"], names["RIGHT_SEMI"]) > 30
+    assert names["ANTI"] + names["RIGHT_ANTI"] > 0
+
+
+@pytest.mark.parametrize(("key_type", "join"), [("BIGINT", "SEMI"), ("INTEGER", "MARK")])
+def test_a_narrower_foreign_key_costs_exists_its_semi_join(key_type, join):
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE parent AS SELECT range AS id FROM range(2000)")
+        connection.execute(f"CREATE TABLE child AS SELECT (range % 999)::{key_type} AS parent_id FROM range(9000)")
+        sql = "SELECT count(*) FROM parent WHERE EXISTS (SELECT * FROM child WHERE parent_id = id AND parent_id > 9)"
+        assert f'{join}"' in connection.execute(f"EXPLAIN (FORMAT json) {sql}").fetchone()[1]
+
+
+def test_flat_features_tell_a_semi_join_from_an_inner_one():
+    scans = (PlanOperator("scan", "s", 100.0), PlanOperator("scan", "s", 20.0))
+    joins = [PlanOperator("hash_join", "j", 7.0, scans, join_type=kind) for kind in ("inner", "semi")]
+    inner, semi = (flat_features(QueryPlanGraph.from_operators(join)) for join in joins)
+    places = [NODE_FEATURES["operator"].index(kind) for kind in ("inner", "semi")]
+    assert (semi - inner)[places].tolist() == [-1, 1]
 
 
 def test_a_query_that_cannot_be_planned_says_why():

@@ -39,6 +39,16 @@ def test_a_documented_plan_is_read():
     assert by_kind["index_scan"].predicates == ("(c.id < 100)",)
 
 
+@pytest.mark.parametrize(
+    ("word", "join_type"),
+    [("Right", "outer"), ("Semi", "semi"), ("Right Semi", "semi"), ("Right Anti", "anti"), ("Sideways", "other_join")],
+)
+def test_the_side_that_a_join_builds_on_does_not_change_its_kind(word, join_type):
+    plan = PLAN.replace('"Join Type": "Left"', f'"Join Type": "{word}"')
+    [join] = [each for each in read_postgres_plan(plan).bottom_up() if each.kind == "hash_join"]
+    assert join.join_type == join_type
+
+
 def test_facts_of_the_catalogue_become_features():
     facts = TableFacts(999.0, {"region": ColumnFacts("text", 99.0, 0.25), "customer": ColumnFacts("integer", 9.0)})
     graph = QueryPlanGraph.from_postgres(PLAN, {"public.orders": facts})
