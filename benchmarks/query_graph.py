@@ -4,16 +4,16 @@ python benchmarks/query_graph.py --databases 8 --queries 300 --repeats 5 --times
 
 Each generated database is left out once; a schema shaped like TPC-H, with queries of its own, is estimated by a model
 of all generated ones. Times are the least of several on one thread, by the processor's clock, so that a busy machine
-disturbs them little. `--times` keeps those of each database in a folder and takes none again that is there; with
-`--measure 0 1 2` only these databases are measured (8 is the TPC-H shape), for instance while the machine is quiet.
-Prints a JSON line per database, then the table, and keeps benchmarks/results/query_graph.json.
+disturbs them little. `--times` keeps those of each database in a folder and takes none again that is there. With
+`--measure 0 1 2` only these databases are measured (8 is the TPC-H shape), and of times that are there the lesser is
+kept: for several sittings, or while the machine is quiet. Prints a JSON line per database, then the table, and keeps
+benchmarks/results/query_graph.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,23 +84,29 @@ def measure_tpch(given: argparse.Namespace) -> list[MeasuredPlan]:
 def measured_once(
     number: int, create: Callable[[duckdb.DuckDBPyConnection], object], queries: list[str], given: argparse.Namespace
 ) -> list[MeasuredPlan]:
-    """Plans of the queries, and times as they are kept, or measured now and kept."""
+    """Plans of the queries with their times; those in the folder are not taken again, unless --measure asks for it."""
     kept = given.times / f"{number}.json" if given.times is not None else None
+    known = json.loads(kept.read_text()) if kept is not None and kept.exists() else None
+    if known is not None and list(known["milliseconds"]) != list(dict.fromkeys(queries)):
+        raise SystemExit(f"{kept} holds times of other queries; name a new folder.")
     with duckdb.connect() as connection:
         create(connection)
-        if kept is None or not kept.exists():
-            plans = measure_duckdb(connection, queries, given.repeats)
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                times = [[plan.sql, plan.milliseconds] for plan in plans]
-                kept.write_text(json.dumps({"load": os.getloadavg()[0], "repeats": given.repeats, "times": times}))
-            return plans
-        known = json.loads(kept.read_text())
-        if [sql for sql, _ in known["times"]] != queries or known["repeats"] != given.repeats:
-            raise SystemExit(f"{kept} holds times of other queries or repeats; name a new folder.")
-        connection.execute("SET threads = 1")
-        catalogue = read_duckdb_catalogue(connection)
-        return [MeasuredPlan(sql, explain_duckdb(connection, sql, catalogue), time) for sql, time in known["times"]]
+        if known is not None and given.measure is None:
+            connection.execute("SET threads = 1")
+            catalogue = read_duckdb_catalogue(connection)
+            graphs = [explain_duckdb(connection, sql, catalogue) for sql in queries]
+            return [
+                MeasuredPlan(sql, graph, known["milliseconds"][sql])
+                for sql, graph in zip(queries, graphs, strict=True)
+            ]
+        plans = measure_duckdb(connection, queries, given.repeats)
+    if kept is not None:
+        runs, least = (known["runs"], known["milliseconds"]) if known is not None else (0, {})
+        for plan in plans:
+            least[plan.sql] = min(plan.milliseconds, least.get(plan.sql, plan.milliseconds))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"runs": runs + given.repeats, "milliseconds": least}))
+    return plans
 
 
 def semi_joins(plans: Sequence[MeasuredPlan]) -> int:
