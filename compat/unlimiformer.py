@@ -54,10 +54,16 @@ DROPPED = {
 
 REFUSED = {
     "reconstruct_embeddings": "it reads vectors back from a lossy index, which no memory of ours has",
-    "unlimiformer_training": "training through the memory is not built yet; evaluation with memory is",
-    "random_unlimiformer_training": "training through the memory is not built yet; evaluation with memory is",
 }
 """Old arguments that ask for what graft does not do; only a false value is taken."""
+
+REGIMES = {
+    (False, False): "standard",
+    (True, False): "retrieval",
+    (False, True): "random",
+    (True, True): "alternating",
+}
+"""`training` for the values of `unlimiformer_training` and `random_unlimiformer_training`."""
 
 
 def UnlimiformerArguments(**old: Any) -> UnlimiformerConfig:
@@ -67,7 +73,8 @@ def UnlimiformerArguments(**old: Any) -> UnlimiformerConfig:
         TypeError: an argument is none of the original's; names it.
         ValueError: it asks for what graft does not do, or is out of range.
     """
-    known = {*RENAMED, *DROPPED, *REFUSED, "unlimiformer_head_num", "use_datastore"}
+    trains = ("unlimiformer_training", "random_unlimiformer_training")
+    known = {*RENAMED, *DROPPED, *REFUSED, *trains, "unlimiformer_head_num", "use_datastore"}
     if unknown := sorted(set(old) - known):
         raise TypeError(f"Unlimiformer has no argument {unknown}; it has {sorted(known)}.")
     if asked := sorted(name for name in REFUSED if old.get(name)):
@@ -79,6 +86,7 @@ def UnlimiformerArguments(**old: Any) -> UnlimiformerConfig:
         options["heads"] = [old["unlimiformer_head_num"]]
     if "use_datastore" in old:
         options["store"] = "hidden" if old["use_datastore"] else "keys_values"
+    options["training"] = REGIMES[bool(old.get(trains[0])), bool(old.get(trains[1]))]
     return UnlimiformerConfig(**options)
 
 

@@ -128,10 +128,12 @@ def check_corpora(
         positions = None  # RETRO's rotary positions have no end
     for split, rows in splits.items():
         corpus, length = rows.data.corpus, rows.data.sequence_length
-        if corpus.manifest.corpus["tokenizer"]["sha256"] != tokenizer_hash(tokenizer):
+        theirs, ours = corpus.manifest.corpus["tokenizer"]["sha256"], tokenizer_hash(tokenizer)
+        if theirs != ours:
             raise ConfigurationError(
-                f"`data.{split}` was cut into tokens by another tokenizer than the model's: set `model.tokenizer` to "
-                f"{str(corpus.folder / 'tokenizer')!r}, or prepare the corpus with the model's (--tokenizer)."
+                f"`data.{split}` was cut into tokens by another tokenizer than the model's (SHA-256 {theirs[:12]}, "
+                f"not {ours[:12]}): set `model.tokenizer` to {str(corpus.folder / 'tokenizer')!r}, or prepare the "
+                "corpus with the model's (--tokenizer)."
             )
         try:
             rows.data.check_model(reader.chunk_size, config.vocab_size)

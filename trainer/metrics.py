@@ -182,7 +182,7 @@ def bert_score(
         )
     from bert_score import score
 
-    # The package takes several references itself, but picks the best by F1 alone and returns its three values.
+    # Of several references the package takes the best of each value, which may be of different ones.
     values = score(list(predictions), [list(t) for t in references], model_type=model, num_layers=num_layers)
     empty = [not prediction.strip() for prediction in predictions]
     per_sample = {

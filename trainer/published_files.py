@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -47,6 +48,13 @@ def collect_checkpoint(checkpoint: Path, output: Path) -> None:
         if source.is_file() and is_published(source.name):
             with new_file(output / source.name) as unfinished:
                 shutil.copyfile(source, unfinished)
+
+
+def push_command(folder: Path, repo_id: str) -> str:
+    """What to type to publish the same files of `folder` by hand."""
+    chosen = [word for pattern in PUBLISHED for word in ("--include", pattern)]
+    left_out = [word for pattern in NOT_PUBLISHED for word in ("--exclude", pattern)]
+    return shlex.join(["hf", "upload", repo_id, str(folder), ".", *chosen, *left_out])
 
 
 def publish(folder: Path, repo_id: str, message: str, blocking: bool = True, **options: Any) -> Any:

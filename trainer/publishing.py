@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers.utils.hub import PushInProgress
 
+from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.model_card import facts_of_trainer, write_model_card
 from graft.trainer.published_files import collect_checkpoint, publish, without_pickled_arguments
 
@@ -29,6 +30,22 @@ class PublishesFiles(_Base):
             without_pickled_arguments(folder, self.args)
             for ability in self.abilities:
                 ability.save(folder)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As the stock, before the first step; without a network or a right there is one error in place of many lines.
+
+        Raises:
+            ConfigurationError: the repository cannot be made.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # no network, no right: no common class
+            name = self.args.hub_model_id or Path(self.args.output_dir or ".").name
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(
+                f"`training.push_to_hub`: the repository {name!r} cannot be made: {reason} Log in with `hf auth "
+                "login` or set HF_TOKEN; without a network leave it out, and push the folder later."
+            ) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As the stock, but with the .py files an auto_map points at, and without any pickle."""

@@ -106,7 +106,7 @@ def train_or_go_on(trainer: GraftSeq2SeqTrainer, record: dict[str, Any], before:
     }
     if ends.told:
         return False
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # otherwise the stock pushes it, before it is evaluated
     trainer.save_state()
     record["status"] = "trained"
     write_record(trainer.args, record)

@@ -44,6 +44,7 @@ from graft.trainer.loading import load_config, load_model, load_tokenizer, param
 from graft.trainer.metrics import TOKEN_METRICS, Metric, metric_named
 from graft.trainer.own_adapters import own_adapter_config
 from graft.trainer.packed_rows import check_reads_packed_rows
+from graft.trainer.published_files import push_command
 from graft.trainer.resuming import train_or_go_on
 from graft.trainer.retrieval_ability import RetrievalAbility, RetroFitAbility
 from graft.trainer.run_plan import plan_of
@@ -335,13 +336,9 @@ def _publish(trainer: GraftSeq2SeqTrainer, prepared: Prepared, record: dict[str,
         return
     try:
         trainer.push_to_hub()
-    except OSError as error:  # no network, no right: the folder is whole
-        logger.error(
-            "Pushing failed (%s). Push later: hf upload %s %s",
-            error,
-            trainer.hub_model_id,
-            output_folder(trainer.args),
-        )
+    except Exception as error:  # no network, no right, a lost upload have no common class; the folder is whole
+        command = push_command(output_folder(trainer.args), str(trainer.hub_model_id))
+        logger.error("Pushing failed (%s). Push later: %s", " ".join(str(error).split()), command)
 
 
 def _card(prepared: Prepared, record: Mapping[str, Any], flags: RunFlags) -> dict[str, Any]:

@@ -30,6 +30,11 @@ def test_each_renamed_argument_reaches_its_option():
     assert (found.overlap, found.heads, found.store) == (0.25, [2], "hidden")
     assert UnlimiformerArguments(use_datastore=False).store == "keys_values"
     assert UnlimiformerArguments() == UnlimiformerConfig()
+    regimes = [
+        UnlimiformerArguments(unlimiformer_training=one, random_unlimiformer_training=other).training
+        for one, other in ((False, False), (True, False), (False, True), (True, True))
+    ]
+    assert regimes == ["standard", "retrieval", "random", "alternating"]
     assert set(RENAMED.values()) <= set(UnlimiformerConfig().to_dict())
 
 

@@ -144,6 +144,12 @@ def test_a_missing_library_is_one_error_that_says_how_to_get_it(library, name, w
     assert words in str(caught.value)
 
 
+def test_a_missing_model_of_spacy_is_answered_with_its_makers_command():
+    pytest.importorskip("spacy")
+    with pytest.raises(OSError, match="no model 'en_nothing_sm' here.*python -m spacy download en_nothing_sm"):
+        extractor_by_name("spacy:en_nothing_sm")
+
+
 def test_the_room_needs_no_torch():
     program = "import sys, graft.graphs.knowledge_graph.corpus_graph as g; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -153,13 +153,20 @@ def test_a_training_loss_is_that_of_its_rows_one_by_one_whatever_the_padding(mak
         )
 
 
-def test_no_token_knows_what_a_later_one_says(make_graph_run, tmp_path):
+def other_end(text):
+    return text[:100] + " so Zoe Young met Yan Xu, "
+
+
+@pytest.mark.parametrize("extractor", ["capitalised", "keyphrase"])
+def test_no_token_knows_what_a_later_one_says(make_graph_run, tmp_path, extractor):
     """Change a document's end: the graphs and logits of every token before stay what they were, also at a border."""
-    config = make_graph_run(**GIN, data={"max_source_length": 96})
+    if extractor == "keyphrase":
+        pytest.importorskip("yake")
+    config = make_graph_run(MADE | {"extractor": extractor}, **GIN, data={"max_source_length": 96})
     logits, graphs, ids = [], [], []
     for name, change in (
         ("one", lambda text: text),
-        ("other", lambda text: text[:100] + " so Zoe Young met Yan Xu, "),
+        ("other", other_end),
     ):
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         (tmp_path / "changed.jsonl").write_text(json.dumps(rows[2] | {"body": change(rows[2]["body"])}) + "\n")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import ByT5Tokenizer
 
 from graft.scripts.run import main
@@ -78,6 +79,12 @@ MISTAKES = {
         "seq2seq",
         ["`training.fsdp`", "one process", "torchrun"],
     ),
+    "formats of a GPU that is not there": (
+        ["--training.bf16", "true", "--training.use_cpu", "false"],
+        "seq2seq",
+        ["Block `training`", "bf16", "use_cpu"],
+    ),
+    "tf32 on a processor": (["--training.tf32", "true"], "seq2seq", ["Block `training`", "tf32"]),
     "memory that never acts": (
         ["--memory.training", "retrieval", "--data.max_source_length", "32", "--memory.window", "32"],
         "seq2seq",
@@ -119,6 +126,8 @@ def placed(options, folder):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_before_training(given, tmp_path, capsys, mistake):
+    if "GPU" in mistake and torch.cuda.is_available():
+        pytest.skip("this machine has one")
     options, task, said = MISTAKES[mistake]
     config = given(task)
     if "slow" in options:

@@ -3,11 +3,12 @@
 import copy
 import json
 import logging
+import re
 
 import pytest
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
-from graft.trainer.config_file import ConfigurationError, from_dict, read_configuration, to_dict
+from graft.trainer.config_file import ConfigurationError, _all_paths, from_dict, read_configuration, to_dict
 from graft.trainer.old_names import OLD_NAMES
 
 
@@ -161,6 +162,35 @@ def test_a_wrong_name_type_or_value_is_told_in_one_line(write, overrides, messag
 def test_an_old_name_is_answered_by_the_new_one_with_and_without_its_block(write, old, new):
     assert new in error_of([write()], [f"--{old}", "1"])
     assert f"is an old name; instead there is {OLD_NAMES[old]}." in error_of([write()], [f"--training.{old}", "1"])
+
+
+ARGUMENTS_OF_THE_ORIGINAL = """
+    model_name_or_path config_name tokenizer_name cache_dir use_fast_tokenizer model_revision drop_duplicates_in_eval
+    dataset_name dataset_config_name data_dir train_file validation_file test_file input_column input_prefix_column
+    output_column source_prefix max_source_length eval_max_source_length max_prefix_length max_target_length
+    val_max_target_length pad_to_max_length max_train_samples max_eval_samples max_predict_samples test_start_ind
+    test_end_ind num_beams length_penalty metric_names extra_metrics patience chunked_training_size oracle_training
+    oracle_merge assign_zero_to_too_long_val_examples overwrite_cache download_mode preprocessing_num_workers
+    preprocess_only pad_prefix ignore_pad_token_for_loss trim_very_long_strings evaluate_on_training_data
+    shared_storage folder_suffix test_unlimiformer unlimiformer_training random_unlimiformer_training layer_begin
+    layer_end unlimiformer_chunk_overlap unlimiformer_chunk_size unlimiformer_head_num unlimiformer_exclude
+    use_datastore flat_index gpu_datastore gpu_index reconstruct_embeddings test_datastore unlimiformer_verbose
+    eval_steps_override save_steps_override eval_fraction use_auth_token fp16_padding
+"""
+
+
+@pytest.mark.parametrize("old", ARGUMENTS_OF_THE_ORIGINAL.split())
+def test_every_argument_of_the_original_is_answered_by_ours(write, old):
+    message = error_of([write()], [f"--{old}", "1"])
+    kept = re.search(r"did you mean `\w+\.(\w+)`", message)
+    assert "is an old name; instead there is" in message or (kept and kept[1] == old), message
+
+
+def test_a_new_name_in_an_answer_is_one_that_a_run_takes():
+    for old, answer in OLD_NAMES.items():
+        for path in re.findall(r"`(\w+\.\w+)", answer):
+            versions = ("activation_checkpointing", "train_sampling_strategy")  # of newer ones of transformers
+            assert path in _all_paths() or path.endswith((*versions, "activation_checkpointing_kwargs")), (old, path)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,28 @@ def test_a_permanent_class_learns_as_the_attached_memory_does(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "causal"])
+def test_the_memory_leaves_the_model_after_an_exception_in_training(tmp_path, kind):
+    """The head fails within the step's forward, while the memory is attached."""
+    model, given = model_of(kind).eval(), {"input_ids": torch.tensor([ids(3, 12)])}
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    before, attached = model(**given).logits, []
+
+    def fail(module, args):
+        attached.append([name for name, each in model.named_modules() if each._forward_pre_hooks])
+        raise RuntimeError("the head failed")
+
+    hook = model.lm_head.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="the head failed"):
+        trained(tmp_path, model, kind, options(), batch_size=4, accumulation=1)
+    hook.remove()
+    assert set(attached[0]) > {"lm_head"}  # the memory was there
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    after = [module.config for module in model.modules() if hasattr(module, "config")]
+    assert all(one is other for one, other in zip(configs, after, strict=True))
+    assert torch.equal(model.eval()(**given).logits, before)
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "causal"])
 def test_adapters_on_query_key_and_value_learn_through_the_memory(tmp_path, kind):
     torch.manual_seed(0)
     lora = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)

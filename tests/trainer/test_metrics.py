@@ -5,13 +5,16 @@ import math
 import numpy as np
 import pytest
 import sacrebleu
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from transformers import BertConfig, BertModel
 
 from graft.trainer import metrics
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.metrics import METRIC_VALUES, METRICS, bits_per_byte, bootstrap_interval, metric_named, perplexity
+from graft.trainer.tokenizer_training import train_tokenizer
 
 PREDICTIONS = ["The cat sat on the mat. It slept.", "a dog", "", "Answer: 42 models"]
 REFERENCES = [
@@ -179,6 +182,23 @@ def test_unknown_names_and_options_list_what_there_is():
         metric_named("meteor")
     with pytest.raises(ConfigurationError, match=r"rouge has no option 'stem'; it has \['stemmer'\]"):
         metric_named({"name": "rouge", "stem": True})
+
+
+def test_bert_score_equals_the_package_with_the_best_reference_of_each_value(tmp_path):
+    package = pytest.importorskip("bert_score")
+    tokenizer = train_tokenizer([text for texts in REFERENCES for text in texts] * 3, 300, 64)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    BertModel(BertConfig(**sizes, num_hidden_layers=2, max_position_embeddings=64)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    options = {"model_type": str(tmp_path), "num_layers": 2}
+    result = metrics.bert_score(PREDICTIONS[:2], REFERENCES[:2], str(tmp_path), 2)
+    for place, value in enumerate(METRIC_VALUES["bert_score"]):
+        expected = [
+            100 * max(float(package.score([prediction], [text], **options)[place]) for text in texts)
+            for prediction, texts in zip(PREDICTIONS, REFERENCES[:2], strict=False)
+        ]
+        assert result.per_sample[value] == pytest.approx(expected, abs=1e-3)
 
 
 def test_bert_score_says_what_it_needs():

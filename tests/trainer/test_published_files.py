@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hub_server import HubServer
 from safetensors.torch import load
+from stranger import program_without
 
 from graft.trainer.published_files import check_hub_strategy, is_published
 
@@ -24,6 +25,7 @@ from graft.modeling.unlimiformer.modeling_unlimiformer_llama import Unlimiformer
 from graft.trainer.trainer import GraftSeq2SeqTrainer
 
 folder, strategy = sys.argv[1:]
+torch.manual_seed(0)
 config = UnlimiformerLlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                  num_attention_heads=2, max_position_embeddings=64)
 rows = Dataset.from_dict({"input_ids": [[5, 6, 7]] * 4, "attention_mask": [[1] * 3] * 4, "labels": [[5, 6, 7]] * 4})
@@ -34,10 +36,26 @@ collate = lambda features: {name: torch.tensor([f[name] for f in features]) for 
 trainer = GraftSeq2SeqTrainer(UnlimiformerLlamaForCausalLM(config), args, data_collator=collate, train_dataset=rows)
 trainer.train()
 trainer._finish_current_push()
+"""
+AT_THE_END = """
 Path(folder, "predictions").mkdir()
 Path(folder, "predictions", "private.jsonl").write_text("{}")
 trainer.push_to_hub()
 """
+TOLD = """
+with torch.no_grad():
+    print(trainer.model.eval()(torch.tensor([[5, 6, 7]]), use_cache=False).logits.tolist())
+"""
+STRANGER = (
+    program_without("graft")
+    + """
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("me/model", trust_remote_code=True, revision=sys.argv[1]).eval()
+with torch.no_grad():
+    print(model(torch.tensor([[5, 6, 7]]), use_cache=False).logits.tolist())
+"""
+)
 
 
 @pytest.fixture
@@ -54,7 +72,7 @@ def test_each_strategy_publishes_code_and_weights_and_never_a_pickle_or_a_token(
     environment |= {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
     out = tmp_path / "out"
-    command = [sys.executable, "-c", CODE, str(out), strategy]
+    command = [sys.executable, "-c", CODE + AT_THE_END, str(out), strategy]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     repository = server.repositories["me/model"]
@@ -71,6 +89,15 @@ def test_each_strategy_publishes_code_and_weights_and_never_a_pickle_or_a_token(
     ]
     assert not [name for name, content in repository.files.items() if b"hf_a_secret" in content]
     assert (out / "checkpoint-2" / "optimizer.pt").is_file()
+
+
+def test_a_repository_loads_where_graft_is_absent_after_its_first_push(hub, tmp_path):
+    one_step = CODE.replace("max_steps=2", "max_steps=1") + TOLD
+    expected = hub.run(one_step, str(tmp_path / "out"), "every_save").stdout.splitlines()[-1]
+    repository = hub.repositories["me/model"]
+    assert len(repository.commits) == 1
+    found = hub.run(STRANGER, repository.sha, home="stranger").stdout.splitlines()[-1]
+    assert json.loads(found) == json.loads(expected)
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
