@@ -45,11 +45,11 @@ def test_gelu_equals_its_formula(seed, width, scale):
     torch.testing.assert_close(gelu(x), naive_gelu(x), rtol=1e-9, atol=1e-15)
 
 
-def test_gelu_of_float32_is_no_further_from_the_truth_than_torchs_own():
+def test_gelu_of_float32_errs_by_less_than_the_last_place_of_its_argument():
     x = torch.linspace(-12, 12, FEW)
     truth = torch.nn.functional.gelu(x.double())
-    theirs = (torch.nn.functional.gelu(x).double() - truth).abs().max()
-    assert (gelu(x).double() - truth).abs().max() <= theirs
+    # ndtr and the product round once each. torch's own is not held to this: it errs by up to 1.7 such units with AVX2.
+    assert ((gelu(x).double() - truth).abs() <= torch.finfo(torch.float32).eps * x.double().abs()).all()
 
 
 @pytest.mark.parametrize("name", ["norm", "gelu"])
