@@ -40,6 +40,7 @@ from graft.retrieval.corpus.threads import default_workers
 from graft.retrieval.corpus.tokenizers_of_corpora import BulkEncoder, encode_batch, load_tokenizer
 
 CHUNK, NEIGHBOURS, EXTRA, WIDTH = 64, 2, 100, 384
+STAGES = ["tokenize", "embed", "neighbours", "items"]
 
 
 def documents(megabytes: float) -> list[str]:
@@ -253,23 +254,33 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2048, help="about")
     parser.add_argument("--byte-level", type=Path, help="folder of a tokenizer, such as SmolLM2's")
     parser.add_argument("--original", type=Path, required=True, help="a folder that holds retro_pytorch and einops")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="to time; items need neighbours")
     given = parser.parse_args()
+    if "items" in given.stages and "neighbours" not in given.stages:
+        parser.error("--stages items needs neighbours")
     retrieval, data = original_modules(given.original)
     about, began = machine(), time.monotonic()
     texts = documents(given.megabytes)
-    rows = tokenize_rows(texts, ChunkEmbedder(minilm_folder()).tokenizer, "WordPiece", retrieval, given.rounds)
-    if given.byte_level:
-        rows += tokenize_rows(texts, load_tokenizer(given.byte_level), "byte-level BPE", retrieval, given.rounds)
-    rows += embed_rows(texts, gemm_limit(), given.rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = synthetic_corpus(Path(folder), given.chunks)
-        rows += neighbour_rows(corpus, gemm_limit(), given.rounds, given.queries)
-        rows += item_rows(corpus, data, given.rounds)
+    rows, chunks = [], None
+    if "tokenize" in given.stages:
+        rows += tokenize_rows(texts, ChunkEmbedder(minilm_folder()).tokenizer, "WordPiece", retrieval, given.rounds)
+        if given.byte_level:
+            rows += tokenize_rows(texts, load_tokenizer(given.byte_level), "byte-level BPE", retrieval, given.rounds)
+    if "embed" in given.stages:
+        rows += embed_rows(texts, gemm_limit(), given.rounds)
+    if "neighbours" in given.stages:
+        with tempfile.TemporaryDirectory() as folder:
+            corpus = synthetic_corpus(Path(folder), given.chunks)
+            chunks = len(corpus)
+            rows += neighbour_rows(corpus, gemm_limit(), given.rounds, given.queries)
+            if "items" in given.stages:
+                rows += item_rows(corpus, data, given.rounds)
     for line in rows:
         print(line)
     settings = {**vars(given), "original": "retro-pytorch 0.3.9", "seconds": round(time.monotonic() - began)}
-    settings |= {"byte_level": given.byte_level and given.byte_level.name, "chunks": len(corpus)}
-    print(keep(f"retro_prepare-{about['capability'].lower()}", settings, rows, about))
+    settings |= {"byte_level": given.byte_level and given.byte_level.name, "chunks": chunks}
+    some = "" if set(given.stages) == set(STAGES) else "-" + "-".join(given.stages)
+    print(keep(f"retro_prepare-{about['capability'].lower()}{some}", settings, rows, about))
 
 
 if __name__ == "__main__":

@@ -137,12 +137,13 @@ class Corpus:
             raise KeyError(f"{self.folder} has documents 0 ... {self.num_documents - 1}, got {document}.")
         return int(self.documents[document]), int(self.documents[document + 1])
 
-    def passages(self, chunks: np.ndarray, length: int) -> np.ndarray:
+    def passages(self, chunks: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
         """Chunks and what follows them in their documents.
 
         Args:
             chunks: (count,) chunk numbers; negative means missing.
             length: tokens of a passage; `2 * chunk_size` is a chunk and its continuation.
+            out: (count, length) int64, written to and returned; a new array by default.
 
         Returns:
             (count, length) int64; all padding for what is missing, and from the document's end on.
@@ -154,9 +155,10 @@ class Corpus:
         wanted[missing] = 0
         rows = self.tokens.take(wanted.reshape(-1)).reshape(pieces, count, self.chunk_size)
         rows[missing] = self.pad_token_id  # in the small dtype; widened in one pass
-        said = np.empty((count, pieces, self.chunk_size), dtype=np.int64)
-        said[:] = rows.swapaxes(0, 1)
-        return said.reshape(count, pieces * self.chunk_size)[:, :length]
+        said = np.empty((count, length), dtype=np.int64) if out is None else out
+        for start, piece in zip(range(0, length, self.chunk_size), rows, strict=True):
+            said[:, start : start + self.chunk_size] = piece[:, : length - start]
+        return said
 
     def text(self, chunk: int) -> str:
         """What a chunk says, without special tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from .corpus import Corpus
 from .neighbours import check_database, open_database
+from .reused_memory import ReusedMemory
 from .sharded_rows import ShardedRows
 
 NO_LOSS = -100
@@ -60,6 +62,7 @@ class RetroDataset(Dataset[Any]):
         self.neighbour_length = neighbour_length if neighbour_length is not None else 2 * corpus.chunk_size
         self.sequence_length: int = corpus.manifest.stages["pack"]["settings"]["sequence_length"]
         self.legacy = legacy
+        self._memory = ReusedMemory()
 
     def __len__(self) -> int:
         return len(self.corpus.sequences)
@@ -111,7 +114,8 @@ class RetroDataset(Dataset[Any]):
         ends = chunks + 1 == corpus.documents[own + 1]
         begins = inside & ((chunks == corpus.documents[own]) | (columns == 0))
         since = columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1)  # chunks since the piece began
-        ids, labels, positions = tokens = np.empty((3, *chunks.shape, size), dtype=np.int64)
+        tokens, retrieved = self._lent((3, *chunks.shape, size), chunks.shape)
+        ids, labels, positions = tokens.numpy()
         _put(ids, corpus.tokens, rows, corpus.pad_token_id)
         labels[:] = ids
         lengths = np.where(inside, np.where(ends, corpus.last_lengths[own], size), 0)
@@ -119,11 +123,10 @@ class RetroDataset(Dataset[Any]):
         labels[short] = np.where(np.arange(size) < lengths[short][:, None], labels[short], NO_LOSS)
         labels[begins, 0] = NO_LOSS
         np.add(since[:, :, None] * size, np.arange(size), out=positions)
-        retrieved = self._retrieved(rows, inside & ~ends & (columns + 1 < rows[:, 1:]))
+        self._put_retrieved(retrieved.numpy(), rows, inside & ~ends & (columns + 1 < rows[:, 1:]))
         pieces, starts = begins.nonzero()
         counts = np.bincount(pieces, minlength=len(rows)).tolist()
-        arrays = [*tokens.reshape(3, len(rows), -1), retrieved]
-        parts = [torch.from_numpy(array).unbind() for array in arrays]
+        parts = [part.unbind() for part in (*tokens.view(3, len(rows), -1), retrieved)]
         parts.append(torch.from_numpy(starts * size).split_with_sizes(counts))
         names = ("input_ids", "labels", "position_ids", "retrieved", "document_offsets")
         return [dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True)]
@@ -131,22 +134,28 @@ class RetroDataset(Dataset[Any]):
     def _legacy_items(self, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
         corpus, size = self.corpus, self.corpus.chunk_size
         columns = np.arange(self.sequence_length // size)
-        ids = np.empty((len(rows), len(columns) + 1, size), dtype=np.int64)
+        tokens, retrieved = self._lent((len(rows), len(columns) + 1, size), (len(rows), len(columns)))
+        ids = tokens.numpy()
         _put(ids, corpus.tokens, rows, corpus.pad_token_id)
         after = rows.sum(1)  # the chunk after the row; its first token belongs to the row if the document goes on
         goes_on = after < corpus.documents[corpus.document_of(after - 1) + 1]
         ids[goes_on, rows[goes_on, 1], 0] = corpus.tokens.take(after[goes_on])[:, 0]
-        retrieved = self._retrieved(rows, columns < rows[:, 1:])
-        ids = ids.reshape(len(rows), -1)[:, : self.sequence_length + 1]
-        return list(zip(torch.from_numpy(ids), torch.from_numpy(retrieved), strict=True))
+        self._put_retrieved(retrieved.numpy(), rows, columns < rows[:, 1:])
+        return list(zip(tokens.view(len(rows), -1)[:, : self.sequence_length + 1], retrieved, strict=True))
 
-    def _retrieved(self, rows: np.ndarray, read: np.ndarray) -> np.ndarray:
-        """(batch, chunks, neighbours, neighbour_length) int64, all padding for chunks that are not `read`."""
+    def _lent(self, tokens: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Memory for ids of the shape `tokens`, and for what is retrieved, (*chunks, neighbours, neighbour_length)."""
+        retrieved = (*chunks, self.num_neighbours, self.neighbour_length)
+        lent = self._memory.lend(math.prod(tokens) + math.prod(retrieved))
+        first, second = lent.split_with_sizes([math.prod(tokens), math.prod(retrieved)])
+        return first.view(tokens), second.view(retrieved)
+
+    def _put_retrieved(self, out: np.ndarray, rows: np.ndarray, read: np.ndarray) -> None:
+        """Write to `out` (batch, chunks, neighbours, neighbour_length); all padding for chunks that are not `read`."""
         found = np.empty((*read.shape, self.num_neighbours), dtype=np.int64)
         _put(found, self.corpus.neighbours, rows, -1)
         found[~read] = -1
-        passages = self.database.passages(found.reshape(-1), self.neighbour_length)
-        return passages.reshape(*found.shape, self.neighbour_length)
+        self.database.passages(found.reshape(-1), self.neighbour_length, out.reshape(-1, self.neighbour_length))
 
 
 def _put(out: np.ndarray, source: ShardedRows, rows: np.ndarray, missing: int) -> None:
