@@ -117,9 +117,8 @@ def weigh_chunks(document: str, text: str, folder: Path) -> Path:
     print(f"As a graph for attention: {tuple(graph.chunk_ids.shape)} tokens, weights {tuple(graph.weights.shape)}.")
     numbers = [str(chunk) for chunk in range(len(texts))]
     title = f"What each chunk of {document} reads of earlier ones"
-    return pages.heat_map_png(
-        weights, folder / "chunk_weights.png", numbers, numbers, title, ("chunk that is read", "chunk that reads")
-    )
+    names, measure = ("chunk that is read", "chunk that reads"), "weight; those of a row sum to 1"
+    return pages.heat_map_png(weights, folder / "chunk_weights.png", numbers, numbers, title, names, measure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

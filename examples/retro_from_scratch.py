@@ -178,15 +178,16 @@ class RecordingRetriever:
         return torch.from_numpy(passages).view(*ids.shape, -1)
 
 
-def continue_page(model, tokenizer, corpus: Corpus, held_out: Corpus, tokens: int) -> tuple[str, list[Read]]:
-    """Continue the beginning of a held-out page: the text, and what was read at each chunk of it."""
+def continue_page(model, tokenizer, corpus: Corpus, held_out: Corpus, tokens: int) -> tuple[str, str, list[Read]]:
+    """Continue the beginning of a held-out page: that beginning, what was written, what was read at each chunk."""
     start = int(held_out.documents[len(held_out.documents) // 2])
     prompt = torch.from_numpy(held_out.tokens.between(start, start + 2).reshape(1, -1).astype("int64"))
     recording = RecordingRetriever(CorpusRetriever(corpus, num_neighbours=NEIGHBOURS))
     options = {"max_new_tokens": tokens, "do_sample": True, "top_k": 20, "temperature": 0.8}
     torch.manual_seed(0)
     written = model.eval().generate(prompt, retriever=recording, pad_token_id=corpus.pad_token_id, **options)
-    return tokenizer.decode(written[0], skip_special_tokens=True), recording.reads
+    given, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt[0], written[0]))
+    return given, whole.removeprefix(given), recording.reads
 
 
 def readable(text: str) -> str:
@@ -194,20 +195,39 @@ def readable(text: str) -> str:
     return re.sub(r"([^\w\s])\1{8,}", lambda rule: 8 * rule[1], text)
 
 
-def draw(folder: Path, history: list[dict], figures: dict, text: str, reads: list[Read]) -> Path:
+def verdict(figures: dict) -> str:
+    """What the three losses say, in a sentence."""
+    found, none, others = (figures[f"eval_{view}_loss"] for view in ("retrieved", "without", "random"))
+    return (
+        f"The neighbours found change the loss by {found - none:+.4f} nats a token against none, and by "
+        f"{found - others:+.4f} against those of other chunks; below 0 they help."
+    )
+
+
+def draw(folder: Path, history: list[dict], figures: dict, given: str, written: str, reads: list[Read]) -> Path:
     """The page: losses while training, the three at the end, and what was written beside what was read."""
     plot_losses([{k: v for k, v in entry.items() if k != "learning_rate"} for entry in history], folder / "loss.png")
-    rows = [(MEANINGS[view], figures[f"eval_{view}_loss"], figures[f"eval_{view}_bits_per_byte"]) for view in VIEWS]
-    body = pages.table(rows, ("held-out pages, read", "loss per token", "bits per byte"))
+    rows = [(MEANINGS[v], f"{figures[f'eval_{v}_loss']:.4f}", figures[f"eval_{v}_bits_per_byte"]) for v in VIEWS]
+    body = pages.paragraph(
+        "A small RETRO, trained from nothing on documentation. Held-out pages are read in three ways; the lower the "
+        "loss, the better the text was foreseen. " + verdict(figures)
+    )
+    body += pages.table(rows, ("held-out pages, read", "loss (nats a token)", "bits per byte"))
     body += pages.figure(folder / "loss.png", "Loss per token of training rows and, in each view, of held-out ones.")
-    body += pages.heading("A page continued") + pages.paragraph(readable(text))
+    body += pages.heading("A page continued")
+    body += pages.paragraph("The beginning of a held-out page, and, on a coloured ground, what the model wrote.")
+    body += pages.token_heat([readable(given), readable(written)], [0.0, 0.3], scale=1.0)
     body += pages.heading("What was read meanwhile")
+    body += pages.paragraph(
+        "Each complete chunk is looked up among the pages trained on. Before the next one is written, its nearest "
+        "neighbours and what follows them are read. The distance is squared; smaller is nearer."
+    )
     rows = [
         (readable(read.text) if place == 0 else "", near.distance, readable(f"{near.text} ... {near.continuation}"))
         for read in reads
         for place, near in enumerate(read.neighbours)
     ]
-    body += pages.table(rows, ("chunk", "distance", "neighbour, and what follows it"))
+    body += pages.table(rows, ("chunk", "distance", "neighbour ... and what follows it"))
     pages.page("A RETRO from scratch", body, folder / "retro.html")
     return folder / "retro.html"
 
@@ -236,14 +256,15 @@ def main(argv=None) -> int:
     for view in VIEWS:
         loss = figures[f"eval_{view}_loss"]
         print(f"{MEANINGS[view]:27} loss {loss:.4f}  perplexity {math.exp(loss):.2f}")
+    print(verdict(figures))
     trainer.model.save_pretrained(folder / "model")
-    text, reads = continue_page(trainer.model, tokenizer, corpus, held_out, arguments.tokens)
-    print(f"\n{text}\n")
+    given, written, reads = continue_page(trainer.model, tokenizer, corpus, held_out, arguments.tokens)
+    print(f"\nA held-out page begins:\n{given}\nand the model goes on:\n{written}\n")
     for read in reads:
         print(f"after {' '.join(read.text.split())!r} it read")
         for near in read.neighbours:
             print(f"  {near.distance:.2f}  {' '.join((near.text + ' ... ' + near.continuation).split())!r}")
-    print("page:", draw(folder, history, figures, text, reads))
+    print("page:", draw(folder, history, figures, given, written, reads))
     return 0
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from graft.atomic_files import new_file
 
 Curves = dict[str, list[tuple[float, float]]]
+_DASHES = ("-", "--", ":", "-.")  # of evaluations in turn: views that agree lie on each other
 
 
 def plot_losses(
@@ -44,10 +45,13 @@ def plot_losses(
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)  # no pyplot: no display and no state of the process is touched
     axes = figure.add_subplot()
+    evaluations = [name for name in curves if name.startswith("eval")]
     for name, points in curves.items():
         if name != "learning_rate":
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, label=name, marker="." if len(points) < 40 else None, linewidth=1.3)
+            dash = _DASHES[evaluations.index(name) % len(_DASHES)] if name in evaluations else "-"
+            dots = "." if len(points) < 40 else None
+            axes.plot(steps, values, dash, label=name, marker=dots, linewidth=1.8 if name in evaluations else 1.3)
     if best_step:
         axes.axvline(best_step, color="grey", linestyle=":", label=f"best step ({best_step})")
     axes.set_xlabel("step")

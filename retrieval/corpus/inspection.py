@@ -13,6 +13,11 @@ from graft.pages import heading, page, paragraph, table
 from .corpus import Corpus
 from .neighbours import open_database
 
+_ABOUT = (
+    "Some chunks of {} tokens, each with what follows it, and below it the stored neighbours: the nearest chunks by "
+    "what they say. The distance is the squared one of their vectors, so smaller is nearer."
+)
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -59,13 +64,13 @@ def inspect_text(corpus: Corpus, chunks: Sequence[int]) -> str:
 
 def inspect_page(corpus: Corpus, chunks: Sequence[int], path: str | Path) -> Path:
     """Chunks with their neighbours, as one HTML file at `path`."""
-    counts = corpus.manifest.counts
-    body = table([[name, count] for name, count in counts.items()], header=("what", "how many"))
+    body = paragraph(_ABOUT.format(corpus.chunk_size)) + table(list(corpus.manifest.counts.items()))
     for chunk in chunks:
         own = read_passage(corpus, chunk)
-        body += heading(f"Chunk {chunk} of {own.document}") + paragraph(own.text)
+        follows = f" ... {own.continuation}" if own.continuation else ""
+        body += heading(f"Chunk {chunk:,} of {own.document}") + paragraph(own.text + follows)
         rows = [[p.distance, p.chunk, p.document, p.text, p.continuation] for p in read_neighbours(corpus, chunk)]
-        body += table(rows, ("distance", "chunk", "document", "text", "continuation")) if rows else ""
+        body += table(rows, ("distance", "chunk", "document", "neighbour", "what follows it")) if rows else ""
     page(f"{corpus.folder.name}: chunks and their neighbours", body, path)
     return Path(path)
 

@@ -115,6 +115,7 @@ def heat_map_png(
     y_labels: Sequence[str] = (),
     title: str = "",
     axes_names: tuple[str, str] = ("", ""),
+    scale_name: str = "",
 ) -> Path:
     """Draw a matrix as a grid of colours with its scale beside it.
 
@@ -124,6 +125,7 @@ def heat_map_png(
         x_labels, y_labels: one for each column and row, or none. Of many, evenly spaced ones are written.
         title: a line above.
         axes_names: what columns and rows are.
+        scale_name: what the colours measure.
 
     Raises:
         ValueError: `matrix` is empty or ragged, or labels are not as many as columns or rows.
@@ -142,7 +144,9 @@ def heat_map_png(
     _label(axes, "x", x_labels, at_most=24)
     _label(axes, "y", y_labels, at_most=30)
     axes.tick_params(length=0)
-    canvas.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+    scale = canvas.colorbar(image, ax=axes, pad=0.02)
+    scale.outline.set_visible(False)
+    scale.set_label(_plain(scale_name), color="#5a6069")
     return _save(canvas, path)
 
 

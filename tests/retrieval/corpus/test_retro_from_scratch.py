@@ -29,6 +29,12 @@ def test_long_rules_are_cut_short(example):
     assert example["readable"]("Title\n" + 40 * "=" + "\naaaaaaaaaaaa --- ") == "Title\n========\naaaaaaaaaaaa --- "
 
 
+def test_the_three_losses_are_put_in_a_sentence(example):
+    words = example["verdict"]({"eval_retrieved_loss": 2.0, "eval_without_loss": 2.5, "eval_random_loss": 1.75})
+    assert "-0.5000 nats a token against none" in words
+    assert "+0.2500 against those of other chunks" in words
+
+
 def test_every_tenth_text_is_held_out(example):
     texts = [f"{number} ".ljust(600, "x") for number in range(40)] + ["short"]
     train, held_out = example["divided"](texts, 10**6)
@@ -51,4 +57,6 @@ def test_the_example_ends_in_three_losses_and_a_page(example, tmp_path, encoder_
     page = (tmp_path / "retro.html").read_text()
     assert "What was read meanwhile" in page
     assert "data:image/png" in page
+    assert "nats a token" in page
+    assert page.count('<div class="tokens">') == 1
     assert (tmp_path / "model" / "model.safetensors").exists()
