@@ -202,8 +202,7 @@ class AdapterArguments:
     Args:
         type: "lora" (Hu et al. 2021, arXiv 2106.09685); or of a causal model: "sparse_gin", a graph network beside its
             attention (arXiv 2501.02393), or "retrofit", cross-attention to retrieved neighbours (arXiv 2112.04426).
-        options: fields of SparseGINConfig or RetroFitConfig; with its `lora_rank` a retro-fit trains a LoRA too. The
-            next four are of "lora".
+        options: fields of SparseGINConfig or RetroFitConfig. The next four are of "lora".
         r: rank.
         alpha: the update is scaled by alpha / r.
         dropout: on the input of the update, in [0, 1).
@@ -237,13 +236,10 @@ class AdapterArguments:
             return
         defaults = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None}
         if given := [name for name, default in defaults.items() if getattr(self, name) != default]:
-            both = (
-                "A LoRA beside it is `options.lora_rank`."
-                if self.type == "retrofit"
-                else "A run trains one adapter: for both, train the LoRA, fold it with `graft-merge`, and train the "
-                "other on what it wrote."
+            raise ValueError(
+                f"`{given[0]}` is of `type` 'lora'; {self.type!r} takes its fields in `options`. A run trains one "
+                "adapter: for both, train the LoRA, fold it with `graft-merge`, and train the other on what it wrote."
             )
-            raise ValueError(f"`{given[0]}` is of `type` 'lora'; {self.type!r} takes its fields in `options`. {both}")
 
 
 @strict

@@ -148,8 +148,7 @@ def _check_names_and_types(block: str, contents: Any, origin: str) -> None:
         return
     if not isinstance(contents, dict):
         several = isinstance(contents, list) and block == "adapter"
-        both = " A run trains one adapter; a LoRA beside a retro-fit is `adapter.options.lora_rank`."
-        way_out = both if several else ""
+        way_out = " A run trains one adapter: fold a LoRA with `graft-merge` first." if several else ""
         raise ConfigurationError(
             f"The block `{block}` {origin} must be an object of options, got {contents!r}.{way_out}"
         )

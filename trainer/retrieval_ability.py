@@ -84,11 +84,9 @@ class RetroFitAbility(RetrievalAbility):
     def card_section(self) -> str:
         """The same, and which weights are new."""
         settings = changed_settings(self.options, RetroFitConfig().to_dict())
-        rank = self.options["lora_rank"]
-        updated = f" with a LoRA of rank {rank} that was trained beside them" if rank else ""
         return (
             f"{super().card_section()} An encoder of neighbours and the cross-attention were added to the frozen base "
-            f"(retro-fit){updated}, which is what `without` evaluates. Settings: {settings}."
+            f"(retro-fit), which is what `without` evaluates. Settings: {settings}."
         )
 
 

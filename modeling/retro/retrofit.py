@@ -46,7 +46,6 @@ class RetroFit(Attachment):
     def __repr__(self) -> str:
         config = self.adapter.config
         layers = f"layers {config.cross_attention_layers} of {config.num_hidden_layers}, chunks of {config.chunk_size}"
-        layers += f", LoRA of rank {self.config.lora_rank}" if self.config.lora_rank else ""
         state = "" if self.is_attached else ", removed"
         return f"RetroFit({type(self.model).__name__}, {layers}, {self.trainable_share:.1%} of all weights new{state})"
 
@@ -115,7 +114,7 @@ def retrofit(model: PreTrainedModel, config: RetroFitConfig | None = None) -> Re
         loss = model(input_ids, labels=labels, retrieved=retrieved).loss
         model.generate(**handle.inputs(input_ids, retriever=retriever))
 
-    Without `retrieved` and without a retriever the model is the stock one, bit for bit, unless `lora_rank` changes it.
+    Without `retrieved` and without a retriever the model is the stock one, bit for bit.
 
     Args:
         model: a decoder whose layers add attention and feed-forward one after the other.

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from ...configuration.configuration_retro import RetroConfig
 from ..residual_tap import tappable_layers
 from .chunked_cross_attention import ChunkedCrossAttention
-from .low_rank_updates import low_rank_updates
 from .neighbour_encoder import NeighbourEncoder
 from .normalisation import GatedRMSNorm, make_norm
 from .projections import OutputProjection, make_dropout
@@ -44,16 +43,11 @@ class RetroFitLayer(nn.Module):
 
 
 class RetroFitAdapter(nn.Module):
-    """All new weights of a retro-fitted model. What they add begins at 0, so training begins at the base.
+    """All new weights of a retro-fitted model. Cross-attention outputs begin at 0, so training begins at the base."""
 
-    Args:
-        config: of the new parts.
-        updates: of the base's linear maps, if it is to have any.
-    """
-
-    def __init__(self, config: RetroConfig, updates: nn.ModuleDict) -> None:
+    def __init__(self, config: RetroConfig) -> None:
         super().__init__()
-        self.config, self.updates = config, updates
+        self.config = config
         width = config.encoder_width
         self.embedding_projection: nn.Module = (
             nn.Identity() if width == config.hidden_size else nn.Linear(config.hidden_size, width, bias=False)
@@ -63,8 +57,6 @@ class RetroFitAdapter(nn.Module):
         self.apply(self._init_weights)
         for layer in self.layers.values():
             nn.init.zeros_(layer.cross_attention.output.weight)  # type: ignore[union-attr, arg-type]
-        for update in self.updates.values():
-            nn.init.zeros_(update.up.weight)  # type: ignore[union-attr, arg-type]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -98,7 +90,7 @@ def make_adapter(model: PreTrainedModel, config: RetroFitOptions) -> RetroFitAda
     """
     tappable_layers(model)
     weight = model.get_input_embeddings().weight
-    adapter = RetroFitAdapter(config.retro_config(model.config), low_rank_updates(model, config))
+    adapter = RetroFitAdapter(config.retro_config(model.config))
     adapter.to(torch.promote_types(weight.dtype, torch.float32))  # type: ignore[arg-type]
     is_empty = adapter.encoder.output.weight.is_meta  # as PEFT wants it just before it loads weights
     return adapter if is_empty else adapter.to(weight.device)  # type: ignore[arg-type]

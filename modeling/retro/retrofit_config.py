@@ -34,9 +34,6 @@ class RetroFitConfig(RetroFitOptions, PeftConfig):
         attention_dropout, hidden_dropout, residual_dropout: of the new parts.
         initializer_range: standard deviation of new weights. The outputs of cross-attention begin at 0.
         pad_token_id: fills short and missing neighbours; needed where the base has none.
-        lora_rank: of low-rank updates of the base (LoRA, arXiv 2106.09685) that train with the new parts, or None.
-        lora_alpha: they are scaled by lora_alpha / lora_rank.
-        lora_targets: names of the linear maps in decoder layers that get one, such as "q_proj"; None is all of them.
     """
 
     def __post_init__(self) -> None:

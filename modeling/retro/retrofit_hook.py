@@ -17,7 +17,6 @@ from ..attachment import Attachment
 from ..cache_layers import CacheLayerWrapper, wrappers_of
 from ..residual_tap import tap_residual, tappable_layers
 from ..transformers_compat import CACHE_ARGUMENT, cache_of, take_cache
-from .low_rank_updates import install_updates
 from .retrieval_cache import OpenChunk, RetrievalCacheLayer, retrieval_layers
 from .retrieval_pass import begin_pass, is_packed
 from .retriever import Retriever, retrieve_completed
@@ -144,5 +143,4 @@ def install_retrieval(
     """Let `model` read neighbours with `adapter` until `attachment` is removed."""
     for index in adapter.config.cross_attention_layers:
         tap_residual(attachment, model, index, partial(adapter.read, index))  # copied with a copy of the model
-    install_updates(attachment, model, adapter.updates, is_active)
     attachment.before(model, RetrievalHook(adapter, model, is_active))

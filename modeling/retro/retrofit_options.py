@@ -37,12 +37,9 @@ class RetroFitOptions:
     residual_dropout: float | int = 0.0
     initializer_range: float = 0.02
     pad_token_id: int | None = None
-    lora_rank: int | None = None
-    lora_alpha: int | float = 16
-    lora_targets: list[str] | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cross_attention_layers", "encoder_cross_attention_layers", "lora_targets"):
+        for name in ("cross_attention_layers", "encoder_cross_attention_layers"):
             if getattr(self, name) is not None:
                 setattr(self, name, list(getattr(self, name)))
 
@@ -55,18 +52,11 @@ class RetroFitOptions:
         for name in ("attention_dropout", "hidden_dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        for name in ("norm_eps", "rope_theta", "initializer_range", "lora_alpha"):
+        for name in ("norm_eps", "rope_theta", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.rotary_dim is not None and self.rotary_dim % 2:
             raise ValueError(f"`rotary_dim` must be even, got {self.rotary_dim}.")
-
-    def validate_lora(self) -> None:
-        """Refuse options of updates that there are none of."""
-        if self.lora_targets is not None and not self.lora_targets:
-            raise ValueError("`lora_targets` must name at least one linear map, got none.")
-        if self.lora_rank is None and (self.lora_alpha != 16 or self.lora_targets is not None):
-            raise ValueError("`lora_alpha` and `lora_targets` would do nothing: give `lora_rank` too.")
 
     def validate_layers(self) -> None:
         """Refuse layers named twice or not at all."""
@@ -154,5 +144,4 @@ _COUNTS = (
     "encoder_intermediate_size",
     "num_encoder_layers",
     "rotary_dim",
-    "lora_rank",
 )

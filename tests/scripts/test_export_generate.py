@@ -63,11 +63,8 @@ print(json.dumps({name: tokens.tolist() for name, tokens in found.items()} | {"b
 
 
 @pytest.fixture
-def fitted(tmp_path, request):
-    """A tiny Llama in `tmp_path / "model"` and its retro-fit with random weights, saved as "adapter".
-
-    Its parameter, if a test gives one, holds more options of the retro-fit.
-    """
+def fitted(tmp_path):
+    """A tiny Llama in `tmp_path / "model"` and its retro-fit with random weights, saved as "adapter"."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": None, "max_position_embeddings": 128}
@@ -75,8 +72,7 @@ def fitted(tmp_path, request):
         tmp_path / "model"
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    options = {"chunk_size": 8, "cross_attention_layers": [0, 1], "num_encoder_layers": 1}
-    handle = retrofit(model, RetroFitConfig(**options, **getattr(request, "param", {})))
+    handle = retrofit(model, RetroFitConfig(chunk_size=8, cross_attention_layers=[0, 1], num_encoder_layers=1))
     with torch.no_grad():
         for parameter in handle.trainable_parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape))
@@ -84,7 +80,6 @@ def fitted(tmp_path, request):
     return model, handle
 
 
-@pytest.mark.parametrize("fitted", [{}, pytest.param({"lora_rank": 2}, marks=pytest.mark.slow)], indirect=True)
 def test_a_stranger_reads_the_passages_that_graft_reads_and_keeps_the_base(fitted, corpora, tmp_path):
     model, handle = fitted
     command = ["retrieval", str(tmp_path / "exported"), "--adapter", str(tmp_path / "adapter")]

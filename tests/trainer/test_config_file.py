@@ -135,7 +135,7 @@ def test_reading_leaves_the_given_blocks_alone(blocks):
         (["--model", "3"], "The block `model` on the command line must be an object"),
         (
             ["--adapter", '[{"r": 4}, {"type": "retrofit"}]'],
-            "A run trains one adapter; a LoRA beside a retro-fit is `adapter.options.lora_rank`",
+            "A run trains one adapter: fold a LoRA with `graft-merge`",
         ),
         (["stray"], "Expected an option such as"),
     ],
