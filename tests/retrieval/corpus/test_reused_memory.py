@@ -12,9 +12,9 @@ from graft.retrieval.corpus.reused_memory import ReusedMemory
 STEPS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), max_size=40)
 
 
-@given(STEPS, st.integers(0, 3))
-def test_what_is_held_keeps_its_numbers_whatever_is_lent_afterwards(steps, keep):
-    memory, held = ReusedMemory(keep), []
+@given(STEPS, st.integers(0, 1000))
+def test_what_is_held_keeps_its_numbers_whatever_is_lent_afterwards(steps, most):
+    memory, held = ReusedMemory(most), []
     for number, (count, forgotten) in enumerate(steps):
         lent = memory.lend(count)
         assert (lent.shape, lent.dtype) == ((count,), torch.int64)
@@ -22,7 +22,15 @@ def test_what_is_held_keeps_its_numbers_whatever_is_lent_afterwards(steps, keep)
         held.append((number, lent[count // 2 :].unbind()[-1]))  # a view of a view is enough
         del held[:forgotten]
         assert all((view == value).all() for value, view in held)
-        assert len(memory._free) <= keep
+
+
+def test_only_so_many_bytes_are_kept():
+    memory = ReusedMemory(800)
+    held = [memory.lend(25) for _ in range(6)]  # 200 bytes each
+    held.clear()
+    assert len(memory._free) == 4
+    memory.lend(101)
+    assert not memory._free
 
 
 def test_a_block_comes_back_when_the_last_view_goes_and_not_before():
@@ -44,7 +52,7 @@ def test_a_block_much_too_large_is_not_lent():
 
 
 def test_a_copy_has_memory_of_its_own():
-    memory = ReusedMemory(2)
+    memory = ReusedMemory(500)
     memory.lend(10)
     for other in (pickle.loads(pickle.dumps(memory)), copy.deepcopy(memory)):
-        assert (other.keep, len(other._free)) == (2, 0)
+        assert (other.most, len(other._free)) == (500, 0)
