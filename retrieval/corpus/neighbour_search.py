@@ -20,6 +20,8 @@ from .threads import single_threaded
 
 QUERY_ROWS, VECTOR_ROWS, GROUP = 1024, 4096, 64
 PAIRS = 2**15
+PAIRS_AT_ONCE = 128
+"""Measured at once: vectors widened to float64 that stay in the cache, on memory that is used again."""
 SPARE = 8
 """Candidates beyond k: the error of a product can swap close neighbours, seldom more than a few."""
 
@@ -198,9 +200,13 @@ def _top(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 
 def exact_distances(queries: np.ndarray, vectors: ShardedRows, ids: np.ndarray) -> np.ndarray:
     """|q - v|^2 in float64, (count, kept); infinite for id -1."""
-    found = torch.from_numpy(vectors.take(np.maximum(ids, 0).reshape(-1))).double().view(*ids.shape, -1)
-    gaps = torch.from_numpy(np.ascontiguousarray(queries)).double()[:, None] - found
-    distances = gaps.square_().sum(-1).numpy()
+    distances = np.empty(ids.shape)
+    rows = max(PAIRS_AT_ONCE // max(ids.shape[1], 1), 1)
+    for at in range(0, len(ids), rows):
+        part = ids[at : at + rows]
+        found = torch.from_numpy(vectors.take(np.maximum(part, 0).reshape(-1))).double().view(*part.shape, -1)
+        gaps = torch.from_numpy(np.ascontiguousarray(queries[at : at + rows])).double()[:, None] - found
+        torch.sum(gaps.square_(), -1, out=torch.from_numpy(distances[at : at + rows]))
     distances[ids < 0] = np.inf
     return distances
 
