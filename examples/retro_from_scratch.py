@@ -191,8 +191,8 @@ def continue_page(model, tokenizer, corpus: Corpus, held_out: Corpus, tokens: in
 
 
 def readable(text: str) -> str:
-    """The text with long rules, such as those under headings, cut short."""
-    return re.sub(r"([^\w\s])\1{8,}", lambda rule: 8 * rule[1], text)
+    """The text with long rules, such as those under headings, and runs of empty lines cut short."""
+    return re.sub(r"([^\w\s])\1{8,}", lambda rule: 8 * rule[1], re.sub(r"\n(\s*\n){2,}", "\n\n", text))
 
 
 def verdict(figures: dict) -> str:

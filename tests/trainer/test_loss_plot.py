@@ -28,3 +28,18 @@ def test_training_losses_are_averaged_over_logs_or_epochs(tmp_path):
     assert (tmp_path / "mean.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="`average` must be at least 1, .* got 0"):
         plot_losses(history, tmp_path / "none.png", average=0)
+
+
+def test_views_that_agree_are_all_seen(tmp_path):
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import imread
+
+    history = [{"step": step, "loss": 1.0} for step in (0, 100)]
+    history += [
+        {"step": step, **{f"eval_{view}_loss": 3 - step / 50 for view in ("retrieved", "without", "random")}}
+        for step in range(0, 101, 2)
+    ]
+    plot_losses(history, tmp_path / "loss.png")
+    lines = imread(tmp_path / "loss.png")[:, :500, :3]  # without the legend, which stands at the right
+    for colour in ("tab:orange", "tab:green", "tab:red"):
+        assert (abs(lines - to_rgb(colour)).max(-1) < 0.1).sum() > 50

@@ -25,7 +25,8 @@ def test_pages_of_postgresql_become_text_without_navigation(example, tmp_path):
     assert example["postgresql_pages"](tmp_path / "nothing") == []
 
 
-def test_long_rules_are_cut_short(example):
+def test_long_rules_and_runs_of_empty_lines_are_cut_short(example):
+    assert example["readable"]("a\n\n \n\n  b\n\nc") == "a\n\n  b\n\nc"
     assert example["readable"]("Title\n" + 40 * "=" + "\naaaaaaaaaaaa --- ") == "Title\n========\naaaaaaaaaaaa --- "
 
 
