@@ -1,5 +1,7 @@
 """Models and adapters of one commit: what pins the code that runs, and what warns because nothing does."""
 
+import pytest
+
 PUSH = """
 import sys
 import torch
@@ -43,20 +45,25 @@ WARNING = "pin the revision"
 
 def test_code_that_runs_is_pinned_by_the_revision_or_warns(hub, tmp_path):
     hub.run(PUSH)
-    commits = {name: hub.repositories[f"me/{name}"].sha for name in ("base", "pinned", "unpinned")}
+    commits = {name: hub.repositories[f"me/{name}"].sha for name in ("base", "pinned")}
     assert WARNING in hub.run(ASK, "me/base").stderr
-    assert WARNING in hub.run(ASK, "me/base", "--revision", "main").stderr
-    pinned = hub.run(ASK, "me/base", "--revision", commits["base"])
-    assert WARNING not in pinned.stderr
-    done = hub.run(ASK, "me/base", "--revision", "0" * 40, succeeds=False)
-    assert done.returncode == 2
-    assert "`model` 'me/base' cannot be loaded" in done.stderr
     # An adapter by its id: its config says which commit of its base it is for.
     assert WARNING not in hub.run(ASK, "me/pinned", "--revision", commits["pinned"]).stderr
-    assert WARNING in hub.run(ASK, "me/unpinned", "--revision", commits["unpinned"]).stderr
     done = hub.run(MERGE, "me/pinned", "merged", "--revision", commits["pinned"])
     assert WARNING not in done.stderr
     assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in (tmp_path / "merged").iterdir()}
+
+
+@pytest.mark.slow  # eight processes
+def test_a_branch_pins_nothing_and_an_unknown_commit_is_one_error(hub):
+    hub.run(PUSH)
+    commits = {name: hub.repositories[f"me/{name}"].sha for name in ("base", "unpinned")}
+    assert WARNING in hub.run(ASK, "me/base", "--revision", "main").stderr
+    assert WARNING not in hub.run(ASK, "me/base", "--revision", commits["base"]).stderr
+    done = hub.run(ASK, "me/base", "--revision", "0" * 40, succeeds=False)
+    assert done.returncode == 2
+    assert "`model` 'me/base' cannot be loaded" in done.stderr
+    assert WARNING in hub.run(ASK, "me/unpinned", "--revision", commits["unpinned"]).stderr
     assert WARNING in hub.run(MERGE, "me/unpinned", "again").stderr
     done = hub.run(MERGE, "me/pinned", "none", "--revision", "0" * 40, succeeds=False)
     assert done.returncode == 2
