@@ -19,6 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+import graft.registration  # noqa: F401  (PEFT knows our methods in whatever order tests run)
 from graft.configuration.configuration_retro import RetroConfig
 from graft.modeling.graph.modeling_llama_gnn import LlamaForCausalLMWithGNN
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
@@ -126,7 +127,7 @@ def graph_adapter(base, folder, **options):
 
 @pytest.mark.parametrize("options", GRAPHS.values(), ids=GRAPHS)
 def test_a_sparse_gin_adapter_of_a_llama_becomes_a_graph_llama_that_computes_the_same(options, tmp_path):
-    stock = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | {"rms_norm_eps": 1e-3}))
+    stock = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | {"rms_norm_eps": 1e-3, "tie_word_embeddings": True}))
     plain = logits_of(stock)
     model = graph_adapter(stock, tmp_path, **options)
     expected, written = logits_of(model), model.generate(input_ids=IDS, max_new_tokens=5, do_sample=False)
