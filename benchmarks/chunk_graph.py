@@ -40,11 +40,12 @@ def listed(graph):
 
 
 def with_gradient(messages, nodes):
-    """The same call followed by its backward pass."""
+    """The same call followed by its backward pass, from a gradient as a later layer would send it."""
+    gradient = torch.randn(nodes.shape, generator=torch.Generator().manual_seed(2))
 
     def both():
         nodes.grad = None
-        messages().sum().backward()
+        messages().backward(gradient)
 
     return both
 

@@ -9,43 +9,18 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, pad
+from torch.nn.functional import pad
 
 from .external_graph import ExternalGraph, PassShape
+from .sparse_rows import SparseRows
 
 _BLOCK = 64  # rows whose pairs are written out
-
-
-def edge_messages(nodes: Tensor, edges: tuple[Tensor, Tensor, Tensor], target: int) -> Tensor:
-    """sum_j e_ij z_j by adding up over edges, O(edges x width).
-
-    Args:
-        nodes: (batch, source, width); its last `target` are the rows.
-        edges: rows among (batch x target), in order, sources among (batch x source), and weights; each (edges,).
-        target: number of rows.
-
-    Returns:
-        (batch, target, width).
-    """
-    row, source, weight = edges
-    batch, _, width = nodes.shape
-    starts = torch.searchsorted(row, torch.arange(batch * target, device=row.device))
-    read = embedding_bag(
-        source, nodes.reshape(-1, width), starts, mode="sum", per_sample_weights=weight.to(nodes.dtype)
-    )
-    return read.view(batch, target, width)
 
 
 def sum_of_duplicates(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Each key (edges,) once, in order, with the sum of its weights."""
     once, place = torch.unique(key, return_inverse=True)
     return once, weight.new_zeros(once.shape[0]).index_add(0, place, weight)
-
-
-def take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (batch, rows) of values (batch, source, width)."""
-    starts = torch.arange(values.shape[0], device=index.device)[:, None] * values.shape[1]
-    return values.reshape(-1, values.shape[-1])[index + starts]
 
 
 def chunk_sizes(chunk_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -80,16 +55,19 @@ class ChunkSums:
     of its own up to itself: O(source x width) and a product of segments x segments.
 
     Args:
-        segment: (batch, source), the number of each token's segment, the last for tokens of no chunk.
+        sums: (batch x (segments + 1)) x (batch x source): 1 for the tokens of each segment. Tokens of no chunk are the
+            last of their row, which nobody reads.
         between: (batch, 2 x segments, segments): a for each pair, then which are earlier ones of the same chunk.
-        near: b (batch, target), 0 for a row without chunk.
+        far: (batch x target) x (batch x 2 x segments): a token reads what `between` gives its segment, by 1 and by b.
         within: (batch, blocks, size, size): b in the own segment up to the row itself.
+        target: number of rows.
     """
 
-    segment: Tensor
+    sums: SparseRows
     between: Tensor
-    near: Tensor
+    far: SparseRows
     within: Tensor
+    target: int
 
     @classmethod
     def of(cls, chunk_ids: Tensor, weights: Tensor, target: int) -> Self:
@@ -108,25 +86,31 @@ class ChunkSums:
         near = (near / places[:, chunk_ids.shape[1] - target :].clamp(min=1)).clamp(max=1.0) * (rows >= 0)
         count = weights.shape[-1] + -(-target // size) + 1
         segment = segments(chunk_ids, target, size, count)
-        holder = segment.new_full((segment.shape[0], count + 1), -1).scatter(1, segment, chunk_ids)[:, :count]
+        (batch, source), starts = segment.shape, torch.arange(segment.shape[0], device=segment.device)[:, None]
+        of_token, order = (segment + starts * (count + 1)).flatten().sort(stable=True)
+        sums = SparseRows.of((of_token, order, None), batch * (count + 1), batch * source)
+        holder = segment.new_full((batch, count + 1), -1).scatter(1, segment, chunk_ids)[:, :count]
         between = torch.cat([_of_pairs(far, holder), _same(holder).tril(-1).to(far.dtype)], dim=1)
+        own = segment[:, source - target :].clamp(max=count - 1) + starts * 2 * count
+        read = torch.stack([own, own + count], dim=-1).flatten()
+        shares = torch.stack([(rows >= 0).to(near.dtype), near], dim=-1).flatten()
+        begins = torch.arange(0, read.shape[0], 2, device=read.device)
         missing = (0, -target % size)
         within = _same(pad(rows, missing, value=-1).unflatten(1, (-1, size))).tril()
-        return cls(segment, between, near, within * pad(near, missing).unflatten(1, (-1, size))[..., None])
+        within = within * pad(near, missing).unflatten(1, (-1, size))[..., None]
+        return cls(sums, between, SparseRows(read, begins, shares, batch * 2 * count), within, target)
 
     def messages(self, nodes: Tensor) -> Tensor:
         """What the rows read of nodes (batch, source, width): (batch, target, width)."""
-        (batch, source, width), target, count = nodes.shape, self.near.shape[1], self.between.shape[-1]
-        starts = torch.arange(batch, device=nodes.device)[:, None] * (count + 1)
-        sums = nodes.new_zeros(batch * (count + 1), width)
-        sums = sums.index_add(0, (self.segment + starts).flatten(), nodes.reshape(-1, width)).unflatten(0, (batch, -1))
-        earlier = self.between.to(nodes.dtype) @ sums[:, :count]
-        finished, begun = (pad(part, (0, 0, 0, 1)) for part in earlier.chunk(2, dim=1))  # nothing, for those of none
-        own, place = nodes[:, source - target :], self.segment[:, source - target :]
-        blocks = pad(own, (0, 0, 0, self.within.shape[1] * self.within.shape[2] - target))
-        read = self.within.to(nodes.dtype) @ blocks.unflatten(1, self.within.shape[1:3])
-        near = self.near.to(nodes.dtype)[..., None]
-        return read.flatten(1, 2)[:, :target] + take_rows(finished, place) + near * take_rows(begun, place)
+        (batch, blocks, size, _), (_, source, width), target = self.within.shape, nodes.shape, self.target
+        sums = self.sums.times(nodes.reshape(-1, width)).unflatten(0, (batch, -1))[:, :-1]
+        far = self.far.times((self.between.to(nodes.dtype) @ sums).flatten(0, 1)).unflatten(0, (batch, -1))
+        own = nodes[:, source - target :]
+        if missing := blocks * size - target:
+            far, own = (pad(part, (0, 0, 0, missing)) for part in (far, own))
+        far, own = (part.reshape(batch * blocks, size, width) for part in (far, own))
+        read = torch.baddbmm(far, self.within.to(nodes.dtype).flatten(0, 1), own)
+        return read.view(batch, blocks * size, width)[:, :target]
 
 
 def _of_pairs(far: Tensor, holder: Tensor) -> Tensor:
@@ -143,14 +127,19 @@ def _same(numbers: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class EdgeSums:
-    """`edge_messages` of one pass; arguments as there."""
+    """sum_j e_ij z_j of one pass, O(edges x width).
 
-    edges: tuple[Tensor, Tensor, Tensor]
+    Args:
+        edges: (batch x target) x (batch x source).
+        target: number of rows.
+    """
+
+    edges: SparseRows
     target: int
 
     def messages(self, nodes: Tensor) -> Tensor:
         """What the rows read of nodes (batch, source, width): (batch, target, width)."""
-        return edge_messages(nodes, self.edges, self.target)
+        return self.edges.times(nodes.flatten(0, 1)).unflatten(0, (-1, self.target))
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +205,9 @@ class TokenEdges(ExternalGraph):
         key, total = sum_of_duplicates(row * shape.source + read, weight)
         row = key // shape.source
         source = row // shape.new * shape.source + key % shape.source
-        return EdgeSums((row, source, total.clamp(max=1.0)), shape.new)
+        batch = shape.rows.shape[0]
+        edges = SparseRows.of((row, source, total.clamp(max=1.0)), batch * shape.new, batch * shape.source)
+        return EdgeSums(edges, shape.new)
 
 
 @dataclass(frozen=True, eq=False)
