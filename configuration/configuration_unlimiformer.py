@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import BartConfig, LlamaConfig, Qwen3Config, T5Config
 
 COUNTS = ("keys_per_query", "window", "local_tokens", "reserve", "windows_per_batch", "max_bytes", "index_refine")
+INDEX_WIDTHS = {"ivf_flat": "nprobe", "ivf_pq": "nprobe", "hnsw": "ef_search"}
+"""Kinds of index of which a search may read more or less, and the parameter that says how much."""
 
 
 @strict
@@ -46,6 +48,9 @@ class UnlimiformerConfig:
             (extra `faiss`) for candidates and score only these, so they may miss some: "flat" (all keys, for
             comparison), "ivf_flat", "ivf_pq", "hnsw", "scalar". In training search is exact.
         index_parameters: of that index, such as {"nlist": 256, "nprobe": 16}; None for its defaults.
+        index_recall: share of the exact best keys, in (0, 1], that the index shall find of what stretches of the
+            document ask: `nprobe` or `ef_search` is doubled until it does. None for 0.95, or for what the one named in
+            `index_parameters` gives.
         index_refine: candidates asked of an index for each key that is kept; None for 4 where it ranks by codes
             ("ivf_pq", "scalar"), else 1.
         training: what the decoder reads in training: "standard", the first window, with memory in evaluation only;
@@ -72,6 +77,7 @@ class UnlimiformerConfig:
     max_bytes: int | None = None
     index: Literal["exact", "flat", "ivf_flat", "ivf_pq", "hnsw", "scalar"] = "exact"
     index_parameters: dict[str, int] | None = None
+    index_recall: float | int | None = None
     index_refine: int | None = None
     training: Literal["standard", "retrieval", "random", "alternating"] = "standard"
     memory_gradient: bool = False
@@ -99,12 +105,23 @@ class UnlimiformerConfig:
                 f"`index` {self.index!r} finds the best keys, and `keys_per_query` None keeps all of them: give a "
                 'number, or use "exact".'
             )
-        for name in ("index_parameters", "index_refine"):
+        for name in ("index_parameters", "index_recall", "index_refine"):
             if self.index == "exact" and getattr(self, name) is not None:
                 raise ValueError(f'`{name}` is of an index, and `index` is "exact", got {getattr(self, name)}.')
         for name, value in (self.index_parameters or {}).items():
             if value < 1:
                 raise ValueError(f"`index_parameters` must be at least 1, got {value} for {name!r}.")
+        if self.index_recall is not None:
+            self._check_index_recall(self.index_recall)
+
+    def _check_index_recall(self, recall: float) -> None:
+        if not 0 < recall <= 1:
+            raise ValueError(f"`index_recall` must lie in (0, 1], got {recall}.")
+        width = INDEX_WIDTHS.get(self.index)
+        if width is None:
+            raise ValueError(f"`index_recall` is of {', '.join(INDEX_WIDTHS)}, and `index` is {self.index!r}.")
+        if width in (self.index_parameters or {}):
+            raise ValueError(f"`index_recall` {recall} chooses {width!r}, and `index_parameters` gives it: give one.")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

@@ -183,13 +183,30 @@ class Datastore:
         if self.kind == "exact" or not len(self):
             scores, rows = self._search_exact(queries, k, ranges)
         else:
-            used = {name: self.parameters[name] for name in SEARCH_OPTIONS if name in self.parameters} | options
-            found, places = search_index(self.index, _array(queries), k, ranges, used)
+            found, places = search_index(self.index, _array(queries), k, ranges, self.search_options | options)
             scores, rows = torch.from_numpy(found), torch.from_numpy(places)
         worst = -torch.inf if self.metric == "inner_product" else torch.inf
         ids = torch.from_numpy(self._ids)[rows.cpu().clamp(min=0)] if len(self) else rows.cpu()
         missing = rows.cpu() < 0
         return scores.masked_fill(missing.to(scores.device), worst), ids.masked_fill(missing, -1).to(scores.device)
+
+    @property
+    def search_options(self) -> dict[str, int]:
+        """How much of an approximate index a search reads: its nprobe or ef_search; empty for kinds with neither."""
+        return {name: self.parameters[name] for name in SEARCH_OPTIONS if name in self.parameters}
+
+    def widen(self) -> bool:
+        """Let every search from now on read twice as many lists, or keep twice as many candidates in a graph.
+
+        Returns:
+            Whether that changed anything: not where all are read already, or nothing is stored.
+        """
+        for name, now in self.search_options.items():
+            most = len(self) if name == "ef_search" else (self.parameters["nlist"] or 0)
+            if now < most:
+                self.parameters[name] = min(2 * now, most)
+                return True
+        return False
 
     def recall(self, queries: Tensor, k: int, vectors: Tensor) -> tuple[float, float]:
         """How much of the exact answer a search finds.

@@ -134,6 +134,7 @@ class Unlimited(Attachment):
         index: str,
         index_parameters: dict[str, int] | None = None,
         index_refine: int | None = None,
+        index_recall: float | None = None,
         progress: bool = False,
     ) -> Memory:
         """The same memory, its keys searched another way; the options are those of UnlimiformerConfig.
@@ -141,7 +142,7 @@ class Unlimited(Attachment):
         Args:
             memory: made by this model; no vector of it is copied.
             index: "exact" to take an index away.
-            index_parameters, index_refine: of the index.
+            index_parameters, index_refine, index_recall: of the index.
             progress: show a bar.
 
         Raises:
@@ -150,7 +151,12 @@ class Unlimited(Attachment):
             RuntimeError: the attachment was removed.
         """
         self.check_attached()
-        changes: dict[str, Any] = {"index": index, "index_parameters": index_parameters, "index_refine": index_refine}
+        changes: dict[str, Any] = {
+            "index": index,
+            "index_parameters": index_parameters,
+            "index_refine": index_refine,
+            "index_recall": index_recall,
+        }
         return indexed(self.model, replace(memory, config=replace(memory.config, **changes)), progress)
 
     def estimate(self, tokens: int | Sequence[int], prefix: int = 0) -> MemorySize:

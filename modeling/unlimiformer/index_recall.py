@@ -1,17 +1,24 @@
 """A memory gets the index that its options ask for, and what it finds is measured on the memory's own documents."""
 
+import logging
 from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from ..attachment import device_of
+from .key_index import wanted_recall
 from .memory import Memory
 from .report import AttentionReport
 
+logger = logging.getLogger(__name__)
+
 
 def indexed(model: PreTrainedModel, memory: Memory, progress: bool = False) -> Memory:
-    """`memory.indexed()` with its recall; the same memory where search is exact.
+    """`memory.indexed()` with its recall, its search widened until that is what the options want.
+
+    A search that reads all of its index and still misses too much is kept, with a warning. Where search is exact, the
+    same memory.
 
     Args:
         model: whose attention is served, which made the memory.
@@ -19,7 +26,20 @@ def indexed(model: PreTrainedModel, memory: Memory, progress: bool = False) -> M
         progress: show a bar.
     """
     made = memory.indexed(progress)
-    return replace(made, recall=index_recall(model, made)) if made.indexes else made
+    if not made.indexes:
+        return made
+    recall, wanted = index_recall(model, made), wanted_recall(made.config)
+    while recall is not None and recall < wanted and any([index.widen() for index in made.indexes.values()]):
+        recall = index_recall(model, made)
+    if recall is not None and recall < wanted:
+        logger.warning(
+            "the index %r finds %.3f of the best keys, not the %.3f wanted, all of it searched: give another "
+            "kind, or a larger `index_refine`.",
+            made.config.index,
+            recall,
+            wanted,
+        )
+    return replace(made, recall=recall)
 
 
 @torch.no_grad()

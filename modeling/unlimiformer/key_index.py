@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...configuration.configuration_unlimiformer import UnlimiformerConfig
+from ...configuration.configuration_unlimiformer import INDEX_WIDTHS, UnlimiformerConfig
 from .keys_rule import keys_per_query
 
 KeyRange = tuple[int, int]
@@ -20,6 +20,7 @@ KeyRange = tuple[int, int]
 
 CODED = {"ivf_pq": 4, "scalar": 4}
 """Kinds that rank by codes, not by keys: candidates that they offer for each key that is kept."""
+DEFAULT_RECALL = 0.95
 
 
 def datastore_class(kind: str) -> Any:
@@ -98,6 +99,14 @@ def index_bytes(config: UnlimiformerConfig, window: int, lengths: Sequence[int],
     return sum(int(new_store(config, dim).estimate(count)) for count in counts if count > kept)
 
 
+def wanted_recall(config: UnlimiformerConfig) -> float:
+    """The share of the exact best keys that an index is widened to find; 0 if its width is given or it has none."""
+    width = INDEX_WIDTHS.get(config.index)
+    if width is None or width in (config.index_parameters or {}):
+        return 0.0
+    return DEFAULT_RECALL if config.index_recall is None else config.index_recall
+
+
 def candidates_per_query(config: UnlimiformerConfig, window: int) -> int:
     """How many keys an index offers to each query."""
     each = CODED.get(config.index, 1) if config.index_refine is None else config.index_refine
@@ -126,6 +135,16 @@ class KeyIndex:
                 store.add(of_head[first:end], np.arange(first, end))
             stores.append(made)
         return cls(stores, ranges)
+
+    def widen(self) -> bool:
+        """Let every search from now on read twice as much of each store that it does not read whole; False if none."""
+        return any([store.widen() for of_document in self.stores for store in of_document])
+
+    def search_as(self, other: "KeyIndex") -> None:
+        """Search as much of the stores as another index over the same documents and heads does."""
+        for mine, theirs in zip(self.stores, other.stores, strict=True):
+            for store, like in zip(mine, theirs, strict=True):
+                store.parameters.update(like.search_options)
 
     @property
     def nbytes(self) -> int:

@@ -159,7 +159,12 @@ class Memory:
         moved = self.with_tensors(named, input_ids=self.input_ids.to(device))
         if all(named[name].dtype == tensor.dtype for name, tensor in before.items()):
             return replace(moved, indexes=self.indexes, recall=self.recall)
-        return moved.indexed() if self.indexes else moved
+        if not self.indexes:
+            return moved
+        rebuilt = moved.indexed()
+        for name, index in rebuilt.indexes.items():
+            index.search_as(self.indexes[name])
+        return rebuilt
 
     def indexed(self, progress: bool = False) -> "Memory":
         """The same memory with the indexes that `config.index` asks for; none where a query keeps all keys anyway.

@@ -60,6 +60,7 @@ WRONG_TYPES = {
     "max_bytes": [1.5, "1GB"],
     "index": ["annoy", None, 1],
     "index_parameters": [{"nprobe": 1.5}, {1: 2}, "nprobe"],
+    "index_recall": ["most", [0.9]],
     "index_refine": [1.5, "all"],
     "training": ["oracle", None],
     "memory_gradient": ["yes", None],

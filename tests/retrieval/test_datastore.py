@@ -69,6 +69,21 @@ def test_each_kind_reaches_its_recall_and_the_exact_ones_are_exact(kind, metric)
         torch.testing.assert_close(scores.double(), best, rtol=1e-4, atol=1e-3)
 
 
+def test_a_search_is_widened_by_doubling_until_it_reads_all(kind):
+    vectors, queries = clustered(), clustered(20, seed=1)
+    store = filled(kind)
+    if kind not in ("exact", "flat", "scalar"):
+        [name] = store.search_options
+        store.parameters[name] = 3
+        most = len(vectors) if name == "ef_search" else store.parameters["nlist"]
+        while (before := store.parameters[name]) < most:
+            assert store.widen()
+            assert store.parameters[name] == min(2 * before, most)
+        expected = filled(kind).search(queries, 5, **{name: most})
+        assert all(torch.equal(mine, whole) for mine, whole in zip(store.search(queries, 5), expected, strict=True))
+    assert not store.widen()
+
+
 def test_a_long_vector_beats_a_near_one_in_inner_product(kind):
     if kind == "opq_ivf_pq":
         pytest.skip("its training is long, and ivf_pq is the same but for a rotation")

@@ -445,6 +445,7 @@ MEMORY = {
     "max_bytes": ({}, 10, "bart"),
     "index": ({"keys_per_query": 3}, "flat", "bart"),
     "index_parameters": ({"keys_per_query": 3, "index": "hnsw"}, {"probes": 1}, "bart"),  # refused when it is read
+    "index_recall": ({"keys_per_query": 3, "index": "flat"}, 0.9, "bart"),  # refused: "flat" always reads all
     "index_refine": ({"keys_per_query": 3, "index": "flat"}, 2, "bart"),
     "training": ({"window": 16}, "retrieval", "bart"),
     "memory_gradient": ({"training": "retrieval", "window": 16}, True, "llama"),

@@ -194,7 +194,7 @@ def naive_kept(length, window, overlap, causal):
     return [*windows, (length - window, length, done, length)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """The functions above, for test files cannot import from here."""
     return SimpleNamespace(

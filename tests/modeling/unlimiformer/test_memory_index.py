@@ -184,6 +184,49 @@ def test_the_memory_holds_the_recall_of_stretches_of_its_documents(tiny):
     assert memory.recall == report.recall
 
 
+@pytest.fixture(scope="module")
+def wide(tiny):
+    """A memory of 2,600 tokens in 64 lists that shall find 0.995 of its keys, in as many lists as it takes."""
+    options = {"index": "ivf_flat", "index_parameters": {"nlist": 64}, "index_refine": 4}
+    model, handle = attached(tiny, "llama", **options, index_recall=0.995)
+    memory = handle.remember(tiny.ids(1, 2600))
+    yield model, handle, memory
+    handle.remove()
+
+
+def probes(memory):
+    return {store.parameters["nprobe"] for index in memory.indexes.values() for store in index.stores[0]}
+
+
+def test_search_is_widened_until_it_finds_what_is_wanted_and_no_further(wide):
+    _, handle, memory = wide
+    (chosen,) = probes(memory)
+    assert chosen > 16
+    assert memory.recall >= 0.995
+    narrower = handle.indexed(memory, "ivf_flat", {"nlist": 64, "nprobe": chosen // 2}, index_refine=4)
+    assert probes(narrower) == {chosen // 2}
+    assert narrower.recall < 0.995
+    by_default = handle.indexed(memory, "ivf_flat", {"nlist": 64}, index_refine=4)
+    assert probes(by_default) == {16}
+    assert by_default.recall >= 0.95
+
+
+def test_a_widened_search_stays_so_saved_and_in_another_dtype(wide, tmp_path):
+    model, _, memory = wide
+    loaded = Memory.from_pretrained(memory.save_pretrained(tmp_path / "book"), model)
+    assert probes(loaded) == probes(memory) == probes(memory.to(dtype=torch.bfloat16))
+    assert loaded.recall == memory.recall
+
+
+@pytest.mark.slow
+def test_an_index_that_cannot_find_enough_warns_and_is_kept(wide, caplog):
+    _, handle, memory = wide
+    coarse = handle.indexed(memory, "ivf_pq", {"nlist": 32, "code_size": 1}, index_refine=1)
+    assert coarse.recall < 0.95
+    assert probes(coarse) == {32}
+    assert f"finds {coarse.recall:.3f} of the best keys, not the 0.950 wanted" in caplog.text
+
+
 def test_a_report_of_an_index_changes_no_logit(tiny):
     model, handle = attached(tiny, "llama", index="ivf_flat", index_parameters=LISTS)
     memory = handle.remember(*documents(tiny))
@@ -402,6 +445,13 @@ def test_a_document_too_short_for_lists_is_named(tiny):
         ({"index": "ivf_flat", "index_parameters": {"nprobe": 0}}, "`index_parameters` must be at least 1, got 0"),
         ({"index": "ivf_flat", "index_refine": 0}, "`index_refine` must be at least 1, got 0"),
         ({"index": "annoy"}, "index"),
+        ({"index_recall": 0.9}, '`index_recall` is of an index, and `index` is "exact"'),
+        ({"index": "hnsw", "index_recall": 1.5}, r"`index_recall` must lie in \(0, 1\], got 1.5"),
+        ({"index": "flat", "index_recall": 0.9}, "`index_recall` is of ivf_flat, ivf_pq, hnsw, and `index` is 'flat'"),
+        (
+            {"index": "hnsw", "index_recall": 0.9, "index_parameters": {"ef_search": 8}},
+            "`index_recall` 0.9 chooses 'ef_search', and `index_parameters` gives it",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, said):
