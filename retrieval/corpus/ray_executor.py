@@ -31,7 +31,9 @@ class _ShardActor:
 class RayExecutor:
     """Actors on a Ray cluster; the folder of the corpus must be the same path on all machines.
 
-    Without a cluster, one is begun in this process and ended afterwards.
+    Without a cluster, one with as many CPUs as the actors need is begun in this process. It serves later stages too
+    and ends with the process, or by `ray.shutdown()`: to begin one takes seconds, and right after an end it can fail.
+    Where a cluster has room for fewer actors than are asked for, these do the work and the others join when they can.
 
     Args:
         actors: that compute at once.
@@ -60,27 +62,24 @@ class RayExecutor:
 
     def run(self, corpus: Corpus, compute: ShardFunction, shards: Sequence[Shard]) -> Iterator[ShardResult]:
         """Each shard with its arrays, in the order of `shards`."""
-        ray, began = self.ray, not self.ray.is_initialized()
-        if began:
+        ray = self.ray
+        if not ray.is_initialized():
             begun_here = {"num_cpus": self.actors * self.resources["num_cpus"]} if self.address is None else {}
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, **begun_here)
-        try:
-            yield from self._run(corpus, compute, shards)
-        finally:
-            if began:
-                ray.shutdown()
-
-    def _run(self, corpus: Corpus, compute: ShardFunction, shards: Sequence[Shard]) -> Iterator[ShardResult]:
         options = {"max_restarts": -1, "max_task_retries": self.retries, **self.resources}
-        kind, shared = self.ray.remote(**options)(_ShardActor), self.ray.put(compute)
-        count = min(self.actors, len(shards))
-        idle = [kind.remote(str(corpus.folder.absolute()), shared) for _ in range(count)]
-        order, running = InOrder(shards, 2 * self.actors), {}
+        kind, shared = ray.remote(**options)(_ShardActor), ray.put(compute)
+        actors = [kind.remote(str(corpus.folder.absolute()), shared) for _ in range(min(self.actors, len(shards)))]
+        starting = {actor.__ray_ready__.remote(): actor for actor in actors}
+        order, idle, running = InOrder(shards, 2 * self.actors), [], {}
         while order.expected:
             while idle and (shard := order.next()) is not None:
                 actor = idle.pop()
                 running[actor.__call__.remote(*shard[1:])] = actor, shard
-            for ready in self.ray.wait(list(running))[0]:
+            [ready] = ray.wait([*starting, *running])[0]
+            answer = ray.get(ready)
+            if ready in starting:
+                idle.append(starting.pop(ready))
+            else:
                 actor, shard = running.pop(ready)
                 idle.append(actor)
-                yield from order.finish(shard, self.ray.get(ready))
+                yield from order.finish(shard, answer)

@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,13 +32,16 @@ def make(kind):
     return RayExecutor(2)
 
 
-@pytest.fixture
-def functions(monkeypatch):
-    """The functions of dying_shards.py, importable in workers too."""
+@pytest.fixture(scope="module", autouse=True)
+def functions():
+    """The functions of dying_shards.py, importable in workers too; Ray, once begun, serves all tests of this file."""
     folder = str(Path(__file__).parent)
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]))
-    return importlib.import_module("dying_shards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]))
+        yield importlib.import_module("dying_shards")
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
@@ -61,6 +65,20 @@ def test_a_worker_killed_in_the_middle_is_replaced(kind, tmp_path, corpus, funct
     assert [shard for shard, _ in results] == shards
     joined = np.concatenate([arrays[".npy"] for _, arrays in results])
     assert (joined == corpus.tokens.between(0, len(corpus))).all()
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_more_actors_than_a_cluster_has_room_for_wait_for_nothing(corpus, functions, tmp_path):
+    """Of the cluster that two actors began, or of one that is smaller than asked for."""
+    mark = tmp_path / "nobody dies"
+    mark.touch()
+    for executor in (make("ray"), type(make("ray"))(5)):
+        shards = [(number, start, end) for number, (start, end) in enumerate(corpus.shards)]
+        results = list(executor.run(corpus, partial(functions.dies_once, mark=mark), shards))
+        assert [shard for shard, _ in results] == shards
+    import ray
+
+    assert ray.cluster_resources()["CPU"] == 2
 
 
 class Killing:
