@@ -8,6 +8,7 @@ user has installed.
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,86 +21,15 @@ EXTRACTORS = "keyphrase, keyphrase:LANGUAGE, capitalised, gazetteer:FILE, spacy:
 _CAPITAL = "[" + "".join(letter for letter in map(chr, range(0x530)) if letter.isupper()) + "]"
 _CAPITALISED = re.compile(rf"(?<![\w.]){_CAPITAL}\w*(?:[ \t]+(?:(?:of|de|von|van) )?{_CAPITAL}\w*)*")
 # Words that are capitalised because a sentence begins with them.
-_OPENERS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "here",
-        "it",
-        "its",
-        "he",
-        "she",
-        "they",
-        "we",
-        "you",
-        "i",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "if",
-        "is",
-        "are",
-        "as",
-        "and",
-        "but",
-        "or",
-        "not",
-        "no",
-        "so",
-        "to",
-        "of",
-        "with",
-        "when",
-        "where",
-        "while",
-        "what",
-        "which",
-        "who",
-        "how",
-        "why",
-        "all",
-        "any",
-        "each",
-        "some",
-        "such",
-        "then",
-        "than",
-        "do",
-        "does",
-        "can",
-        "may",
-        "must",
-        "should",
-        "will",
-        "would",
-        "be",
-        "been",
-        "being",
-        "was",
-        "were",
-        "have",
-        "has",
-        "had",
-        "return",
-        "returns",
-        "note",
-        "see",
-        "also",
-        "example",
-        "use",
-        "used",
-        "using",
-    ]
-)
+_OPENING = """
+a an the this that these those there here it its he she they we you i in on at by for from if is are as
+and but or not no so to of with when where while what which who how why all any each some such then
+than do does can may must should will would be been being was were have has had return returns note see
+also example use used using
+"""
+_OPENERS = frozenset(_OPENING.split())
+# What programs write for a value; text about programs has more of them than of anything it names.
+_VALUES = frozenset(["true", "false", "none", "null", "nan"])
 
 
 class Extractor(Protocol):
@@ -132,8 +62,14 @@ class CapitalisedExtractor:
     """Runs of capitalised words, for scripts that have capitals.
 
     One capitalised word that opens a sentence counts only if it has a second capital or the chunk has it elsewhere
-    within a sentence.
+    within a sentence. True, None and their like never count.
+
+    Args:
+        common: words that are no name where they stand alone, unless all their letters are capitals.
     """
+
+    def __init__(self, common: Set[str] = frozenset()):
+        self._common = common
 
     def extract(self, text: str) -> list[Mention]:
         starts = {start + len(text[start:end]) - len(text[start:end].lstrip()) for start, end in sentence_spans(text)}
@@ -154,8 +90,10 @@ class CapitalisedExtractor:
             start = end if len(first) == 1 else end - len(first[1])
         return start, end
 
-    @staticmethod
-    def _is_name(surface: str, opens: bool, inside: set[str]) -> bool:
+    def _is_name(self, surface: str, opens: bool, inside: set[str]) -> bool:
+        word = surface.casefold()
+        if word in _VALUES or (word in self._common and not surface.isupper()):
+            return False
         return not opens or surface in inside or " " in surface or sum(map(str.isupper, surface)) > 1
 
 
@@ -184,7 +122,7 @@ class KeyphraseExtractor:
             )
         self._make: Any = yake.KeywordExtractor
         self._language, self._per_thousand = language, per_thousand
-        self._names = CapitalisedExtractor()
+        self._names = CapitalisedExtractor(frozenset(yake.KeywordExtractor(lan=language).stopword_set))
 
     def extract(self, text: str) -> list[Mention]:
         if not text.strip():
@@ -192,7 +130,9 @@ class KeyphraseExtractor:
         wanted = max(3, round(len(text) / 1000 * self._per_thousand))
         # Its own removal of similar phrases compares all pairs; ours, in `EntityMerger`, keeps a record.
         yake = self._make(lan=self._language, n=3, dedup_lim=1.0, top=wanted)
-        phrases = [phrase for phrase, _ in yake.extract_keywords(text) if len(phrase) > 2]
+        phrases = [
+            phrase for phrase, _ in yake.extract_keywords(text) if len(phrase) > 2 and phrase.casefold() not in _VALUES
+        ]
         spans = PhraseTrie(phrases).spans(text)
         found = [Mention(start, end, text[start:end], "keyphrase") for start, end in spans]
         return longest_first([*found, *self._names.extract(text)])

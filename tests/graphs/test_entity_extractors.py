@@ -75,6 +75,15 @@ def test_capitalised_words_are_names_except_one_that_opens_a_sentence():
     assert not {"The", "The firm", "Nobody"} & set(found)
 
 
+def test_values_of_programs_and_common_words_that_stand_alone_are_no_names():
+    text = "It is None or True. Whether it is Whether or not, Second World War and US count; so does Nanda, not NaN."
+    assert surfaces(CapitalisedExtractor(), text) == ["Whether", "Whether", "Second World War", "US", "Nanda"]
+    assert surfaces(CapitalisedExtractor({"whether", "second", "us"}), text) == ["Second World War", "US", "Nanda"]
+    named = surfaces(KeyphraseExtractor(), text)
+    assert {"Second World War", "US", "Nanda"} <= set(named)
+    assert not {"none", "true", "nan", "whether"} & {name.casefold() for name in named}
+
+
 def test_keyphrases_are_found_wherever_they_stand():
     text = "Graph attention networks read edges. We train graph attention networks. " * 3
     found = KeyphraseExtractor().extract(text)
