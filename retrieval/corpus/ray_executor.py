@@ -70,7 +70,8 @@ class RayExecutor:
         kind, shared = ray.remote(**options)(_ShardActor), ray.put(compute)
         actors = [kind.remote(str(corpus.folder.absolute()), shared) for _ in range(min(self.actors, len(shards)))]
         starting = {actor.__ray_ready__.remote(): actor for actor in actors}
-        order, idle, running = InOrder(shards, 2 * self.actors), [], {}
+        order, running = InOrder(shards, 2 * self.actors), {}
+        idle: list[Any] = []
         while order.expected:
             while idle and (shard := order.next()) is not None:
                 actor = idle.pop()
