@@ -3,7 +3,7 @@
 python benchmarks/sparse_gin.py --length 1024
 
 The base is a Llama of random weights with sdpa. "adapter, ..." is SparseGINConfig on it, base frozen, against a base
-whose backward pass reaches its embeddings; "model, ..." the graph-aware Llama of the same sizes, all weights trained,
+whose backward pass reaches its embeddings, "one pass" with `shares_scores`; "model, ..." the graph-aware Llama of the same sizes, all weights trained,
 which may make attention and graph in one pass, against a base that is trained. Prints milliseconds, the ratio to the
 base in the same round (quartiles, above 1 is slower), edges per row, and the peak of memory that a step adds, each
 measured in a process of its own.
@@ -68,6 +68,8 @@ SYSTEMS = {
     "base, trained": base_model,
     "adapter, dense": lambda a: adapter(a, storage="dense"),
     "adapter, stored edges": lambda a: adapter(a, storage="sparse"),
+    "adapter, dense, one pass": lambda a: adapter(a, storage="dense", shares_scores=True),
+    "adapter, stored edges, one pass": lambda a: adapter(a, storage="sparse", shares_scores=True),
     "adapter, dense, trained edges": lambda a: adapter(a, storage="dense", trains_adjacency=True),
     "adapter, stored edges, trained": lambda a: adapter(a, storage="sparse", trains_adjacency=True),
     "model, dense": lambda a: model(a, "dense", False),

@@ -39,6 +39,10 @@ class AttentionChain:
         """All of them: what one answers, those that watch have seen, whichever was put in first."""
         return self.watching + self.answering
 
+    def answers_alone(self, step: AttentionStep) -> bool:
+        """Whether behind `step` there is only the implementation that the module had."""
+        return not self.answering and bool(self.watching) and self.watching[-1] == step
+
     def base(self, module: nn.Module) -> AttentionFunction:
         """What the module would call without us; looked up at each call, so `set_attn_implementation` still acts."""
         eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -71,7 +75,7 @@ def serve(module: nn.Module, step: AttentionStep, watches: bool = False) -> Call
     Args:
         module: of attention.
         step: what is to be asked.
-        watches: whether `step` always proceeds; then it is also in front of all steps that may answer.
+        watches: whether `step` leaves the answer to others; then it is also in front of all steps that may answer.
 
     Raises:
         TypeError: the module does not dispatch its attention through its config.
@@ -100,6 +104,15 @@ def serve(module: nn.Module, step: AttentionStep, watches: bool = False) -> Call
             delattr(module, _CHAIN)
 
     return take_out
+
+
+def stands_before(module: nn.Module, step: AttentionStep, implementation: str) -> bool:
+    """Whether `step` proceeds to nothing but the module's own attention, and that is `implementation`.
+
+    Then a step that watches may answer in its place: nobody else would have been asked.
+    """
+    chain: AttentionChain = getattr(module, _CHAIN)
+    return chain.original._attn_implementation == implementation and chain.answers_alone(step)
 
 
 def serves(module: nn.Module, step: AttentionStep) -> bool:

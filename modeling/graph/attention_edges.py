@@ -1,5 +1,6 @@
 """From queries and keys to the edges of a graph, a block of rows at a time: no attention map of all rows is held."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +14,9 @@ from .edge_storage import BlockedEdges, Edges, SparseEdges, edges_to_keep, large
 from .pair_scores import grouped_scores
 from .summed_slices import SummedSlices
 from .visible_rows import row_blocks, triangle_softmax, visible_block, visible_softmax
+
+Connect = Callable[[Tensor, Tensor, range], tuple[Tensor, ...]]
+"""From the attention weights of some rows, which are visible, and the rows, to their edges."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: 
         Edges of all rows, in float32 or wider.
     """
     kept = edges_to_keep(adjacency.bound, pairs.sizes[1], storage)
-    parts = _in_blocks(partial(_edge_rows, AttentionRows(pairs), adjacency, kept), pairs, adjacency, block_bytes)
+    connect = partial(_edges_of, True, pairs.sizes, adjacency, kept)
+    parts = _in_blocks(partial(_edge_rows, AttentionRows(pairs), connect), pairs, adjacency, block_bytes)
     return _join(parts, pairs.sizes[1])
 
 
@@ -85,52 +90,54 @@ def attend_with_edges(
     adjacency: AttentionAdjacency,
     storage: str,
     block_bytes: int,
+    trains_adjacency: bool = True,
 ) -> tuple[Tensor, Edges]:
     """softmax(scaling q k^T) v and the graph of the same weights, which are made once.
 
     Args:
         value: (batch, heads, source, width).
         dropout: of the weights that meet values; the graph is made of all.
+        trains_adjacency: whether queries and keys have a gradient through the graph too.
 
     Returns:
         (batch, heads, target, width), and the edges as by `attention_edges`.
     """
     kept = edges_to_keep(adjacency.bound, pairs.sizes[1], storage)
-    compute = partial(_attend_rows, AttentionRows(pairs), SummedSlices(value), dropout, adjacency, kept)
+    connect = partial(_edges_of, trains_adjacency, pairs.sizes, adjacency, kept)
+    compute = partial(_attend_rows, AttentionRows(pairs), SummedSlices(value), dropout, connect)
     parts = _in_blocks(compute, pairs, adjacency, block_bytes)
     output = torch.cat([part[0] for part in parts], dim=-2)
     return output, _join([part[1:] for part in parts], pairs.sizes[1])
 
 
-def _edge_rows(
-    attention: AttentionRows, adjacency: AttentionAdjacency, kept: int | None, rows: range
-) -> tuple[Tensor, ...]:
-    return _edges_of(*attention.weights(rows), attention.pairs.sizes, adjacency, kept, rows)
+def _edge_rows(attention: AttentionRows, connect: Connect, rows: range) -> tuple[Tensor, ...]:
+    return connect(*attention.weights(rows), rows)
 
 
 def _attend_rows(
     attention: AttentionRows,
     values: SummedSlices,
     dropout: float,
-    adjacency: AttentionAdjacency,
-    kept: int | None,
+    connect: Connect,
     rows: range,
 ) -> tuple[Tensor, ...]:
     weights, visible = attention.weights(rows)
     value = values.take(0, weights.shape[-1])
     output = functional.dropout(weights, dropout, dropout > 0).to(value.dtype) @ value
-    return output, *_edges_of(weights, visible, attention.pairs.sizes, adjacency, kept, rows)
+    return output, *connect(weights, visible, rows)
 
 
 def _edges_of(
-    weights: Tensor,
-    visible: Tensor,
+    trained: bool,
     sizes: tuple[int, int],
     adjacency: AttentionAdjacency,
     kept: int | None,
+    weights: Tensor,
+    visible: Tensor,
     rows: range,
 ) -> tuple[Tensor, ...]:
     behind = sizes[1] - sizes[0]
+    weights = weights if trained else weights.detach()
     graph = adjacency(weights, visible, range(rows.start + behind, rows.stop + behind))
     return (graph,) if kept is None else largest_edges(graph, kept)
 

@@ -31,6 +31,8 @@ class SparseGINConfig(PeftConfig):
             other two such a graph is added.
         trains_adjacency: whether the loss reaches queries and keys through the edges. The base is frozen, but earlier
             adapters are not: without it their gradients leave the way through later attention maps out.
+        shares_scores: make attention's own answer of the weights that the graph is made from, in one pass, where the
+            base runs with "sdpa" and nothing else answers for its attention; equal to the base's up to rounding.
         storage: of edges: "auto", "dense" or "sparse", as in SparseGraphConfig.
         layers_to_transform: decoder layers that have a network, from 0; None is all.
         block_bytes: largest block of attention weights held at a time.
@@ -46,6 +48,7 @@ class SparseGINConfig(PeftConfig):
     adjacency: Any = None
     edge_mode: Literal["causal", "self_only", "external_only"] = "causal"
     trains_adjacency: bool = False
+    shares_scores: bool = False
     storage: Literal["auto", "dense", "sparse"] = "auto"
     layers_to_transform: list[int] | None = None
     block_bytes: int = 64 * 2**20
@@ -57,6 +60,8 @@ class SparseGINConfig(PeftConfig):
         self.adjacency = options.adjacency
         if self.edge_mode == "self_only" and not self.adjacency.self_loops:
             raise ValueError("`edge_mode='self_only'` keeps self-loops alone, and `adjacency.self_loops` is False.")
+        if self.shares_scores and self.edge_mode == "external_only":
+            raise ValueError("`shares_scores` shares attention's scores, and `edge_mode='external_only'` reads none.")
         layers = self.layers_to_transform
         if layers is not None and (not layers or min(layers) < 0 or len(set(layers)) < len(layers)):
             raise ValueError(f"`layers_to_transform` must name different layers from 0 on, got {layers}.")
@@ -74,7 +79,13 @@ class SparseGINConfig(PeftConfig):
             storage=self.storage,
         )
         adjacency = AdjacencyConfig() if self.adjacency is None else self.adjacency
-        return GNNConfig(attention="llama", sparse=sparse, adjacency=adjacency, block_bytes=self.block_bytes)
+        return GNNConfig(
+            attention="llama",
+            sparse=sparse,
+            adjacency=adjacency,
+            shares_scores=self.shares_scores,
+            block_bytes=self.block_bytes,
+        )
 
     def layers(self, count: int) -> list[int]:
         """The decoder layers that have a network, in a base of `count` layers.

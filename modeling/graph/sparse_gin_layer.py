@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
+from transformers.models.llama.modeling_llama import repeat_kv
 
-from ..attachment import Attachment, AttentionFunction, AttentionOutput
+from ..attachment import Attachment, AttentionFunction, AttentionOutput, stands_before
 from ..residual_tap import PLACES_IN_PARALLEL, ThreadSlot, tap_places, tap_residual, tappable_layers
 from ..transformers_compat import cache_of
 from .adjacency import OwnAdjacency
 from .attention_edges import ScoredPairs
+from .edge_storage import Edges
 from .external_graph import KEYWORD, ExternalGraphHook, JoinedEdges
 from .node_cache import NodeCacheLayer, node_cache_layer
 from .sparse_gin_config import SparseGINConfig
@@ -48,7 +50,7 @@ class SparseGINAdapter(nn.Module):
             if config.edge_mode == "self_only":
                 update.adjacency = OwnAdjacency(options.adjacency, heads)
             self.layers[str(index)] = update
-        self.trains_adjacency = config.trains_adjacency
+        self.trains_adjacency, self.shares_scores = config.trains_adjacency, config.shares_scores
         self.reads_attention = config.edge_mode != "external_only"
 
     def extra_repr(self) -> str:
@@ -107,13 +109,35 @@ class SparseGINReader:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> AttentionOutput:
-        """Step of the attention: keep what it scores; what it computes is left to the rest of the chain."""
-        if self.adapter.reads_attention and self.is_active():
-            scaling = kwargs.get("scaling")
-            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            ends = (query, key) if self.adapter.trains_adjacency else (query.detach(), key.detach())
-            self.slot.put(ScoredPairs(*ends, scaling, attention_mask, kwargs.get("softcap")))
+        """Step of the attention: keep what it scores; what it computes is left to the rest of the chain.
+
+        Where scores are shared and that rest is the base's own attention, it is answered here, and its graph kept.
+        """
+        if not (self.adapter.reads_attention and self.is_active()):
+            return proceed(module, query, key, value, attention_mask, **kwargs)
+        scaling = kwargs.get("scaling")
+        scaling, softcap = query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap")
+        if self._may_answer(module, kwargs):
+            pairs = ScoredPairs(query, key, scaling, attention_mask, softcap)
+            heads = repeat_kv(value, query.shape[1] // value.shape[1])
+            dropout = kwargs.get("dropout", 0.0)
+            read, edges = self._graph.attend_with_edges(pairs, heads, dropout, self.adapter.trains_adjacency)
+            self.slot.put(edges)
+            return read.transpose(1, 2), None
+        ends = (query, key) if self.adapter.trains_adjacency else (query.detach(), key.detach())
+        self.slot.put(ScoredPairs(*ends, scaling, attention_mask, softcap))
         return proceed(module, query, key, value, attention_mask, **kwargs)
+
+    def _may_answer(self, module: nn.Module, kwargs: dict[str, Any]) -> bool:
+        """Whether attention is what `attend_with_edges` computes: a softmax over keys, whose sinks nobody gave."""
+        if not self.adapter.shares_scores or kwargs.get("s_aux") is not None:
+            return False
+        return stands_before(module, self.read_attention, "sdpa")
+
+    @property
+    def _graph(self) -> SparseGraphUpdate:
+        graph: Any = self.adapter.layers[str(self.index)]
+        return graph
 
     def update(self, hidden: Tensor, keywords: dict[str, Any]) -> Tensor | None:
         """What the tap calls: lambda norm(GIN(t, A)) for t = h + a; see ResidualUpdate.
@@ -123,9 +147,8 @@ class SparseGINReader:
         """
         if not self.is_active():
             return None
-        graph: Any = self.adapter.layers[str(self.index)]
-        attention = graph.edges(self._scored_pairs()) if self.adapter.reads_attention else None
-        edges = JoinedEdges(attention, keywords.get(KEYWORD), hidden.shape[1])
+        graph = self._graph
+        edges = JoinedEdges(self._attention_edges(), keywords.get(KEYWORD), hidden.shape[1])
         cache, nodes = cache_of(keywords), None
         if isinstance(cache, Cache):
             nodes = AdapterNodes(node_cache_layer(cache, self.index, may_slide=True), self.adapter.name)
@@ -133,14 +156,17 @@ class SparseGINReader:
         added: Tensor = graph(own, edges, nodes)
         return added.to(hidden.device, hidden.dtype)
 
-    def _scored_pairs(self) -> ScoredPairs:
-        pairs: ScoredPairs | None = self.slot.take()
-        if pairs is None:
+    def _attention_edges(self) -> Edges | None:
+        """The graph of this call's attention, None where none is read."""
+        if not self.adapter.reads_attention:
+            return None
+        seen: ScoredPairs | Edges | None = self.slot.take()
+        if seen is None:
             raise RuntimeError(
                 f"The attention of layer {self.index} showed no queries and keys: it must call the attention function "
                 "that its config names."
             )
-        return pairs
+        return self._graph.edges(seen) if isinstance(seen, ScoredPairs) else seen
 
 
 class ImplementationCheck:

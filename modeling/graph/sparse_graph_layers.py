@@ -201,9 +201,12 @@ class SparseGraphUpdate(nn.Module):
         """The graph of a layer's attention."""
         return attention_edges(pairs, self.adjacency, self.options.storage, self.block_bytes)
 
-    def attend_with_edges(self, pairs: ScoredPairs, value: Tensor, dropout: float) -> tuple[Tensor, Edges]:
-        """What attention reads of `value`, and the graph, from weights that are made once."""
-        return attend_with_edges(pairs, value, dropout, self.adjacency, self.options.storage, self.block_bytes)
+    def attend_with_edges(
+        self, pairs: ScoredPairs, value: Tensor, dropout: float, trains_adjacency: bool = True
+    ) -> tuple[Tensor, Edges]:
+        """What attention reads of `value`, and the graph, from weights that are made once; see `attend_with_edges`."""
+        how = self.adjacency, self.options.storage, self.block_bytes, trains_adjacency
+        return attend_with_edges(pairs, value, dropout, *how)
 
     def forward(self, states: Tensor, edges: Edges, cache_layer: NodeCacheLayer | None = None) -> Tensor:
         """The update of (batch, target, width) states."""

@@ -13,6 +13,7 @@ from tiny_decoders import ADAPTED, PARALLEL, tiny_decoder
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from graft.configuration.configuration_gnn import GNNConfig
+from graft.modeling.attachment import serve
 from graft.modeling.graph.attention_edges import ScoredPairs
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.graph.sparse_gin_model import register_with_peft
@@ -296,6 +297,84 @@ def test_gradients_with_trained_edges_are_those_of_finite_differences_and_others
     assert torch.cosine_similarity(detached.flatten(), exact.flatten(), 0) > 0.5
 
 
+# Attention answered of the weights that the graph is made from
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """How many passes of attention were answered together with their graph."""
+    made, count = SparseGraphUpdate.attend_with_edges, []
+
+    def counting(*args, **kwargs):
+        count.append(1)
+        return made(*args, **kwargs)
+
+    monkeypatch.setattr(SparseGraphUpdate, "attend_with_edges", counting)
+    return count
+
+
+@pytest.mark.parametrize("trains_adjacency", [True, False])
+@pytest.mark.parametrize("family", [family for family in ADAPTED if family != "gemma2"])  # which has no sdpa
+def test_sharing_scores_changes_neither_logits_nor_gradients(family, trains_adjacency, shared):
+    tokens, found = ids(length=21), []
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    for shares in (False, True):
+        model = fit(family, shares_scores=shares, trains_adjacency=trains_adjacency, block_bytes=2000)
+        for parameter in model.parameters():
+            parameter.requires_grad_()
+        loss = model(input_ids=tokens, attention_mask=mask, labels=tokens.masked_fill(mask == 0, -100)).loss
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        found.append((logits(model, tokens), gradients))
+    assert len(shared) == 2 * model.config.num_hidden_layers
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)  # norms are in float32
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_shared_scores_generate_with_a_cache_what_they_do_without(family, shared):
+    model, tokens = fit(family, shares_scores=True), ids()
+    answers = [
+        model.generate(input_ids=tokens, max_new_tokens=9, do_sample=False, use_cache=use_cache)
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*answers)
+    assert shared
+
+
+def test_scores_are_shared_only_where_nobody_else_answers_for_attention(shared):
+    model, tokens = fit(shares_scores=True), ids()
+    expected = logits(model, tokens)
+    assert shared.pop()
+    shared.clear()
+    layers = model.get_base_model().model.layers
+    asked = []
+
+    def step(proceed, *args, **kwargs):
+        asked.append(1)
+        return proceed(*args, **kwargs)
+
+    undo = [serve(layer.self_attn, step) for layer in layers]
+    torch.testing.assert_close(logits(model, tokens), expected, atol=1e-6, rtol=1e-5)
+    assert (len(asked), shared) == (len(layers), [])
+    for take_out in undo:
+        take_out()
+    assert torch.equal(logits(model, tokens), expected)
+    shared.clear()
+    model.get_base_model().set_attn_implementation("eager")
+    weights = model(input_ids=tokens, output_attentions=True).attentions
+    assert shared == []
+    assert all(weight.shape == (2, 4, 13, 13) for weight in weights)
+
+
+def test_a_base_at_lambda_0_is_the_base_up_to_rounding_with_shared_scores():
+    model = fit(shares_scores=True)
+    with torch.no_grad():
+        for update in model.sparse_gin.adapters["default"].layers.values():
+            update.scale.zero_()
+    torch.testing.assert_close(logits(model, ids()), logits(tiny_decoder(), ids()), atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", FEW)
 def test_the_adapter_alone_is_saved_and_loads_under_another_name(family, tmp_path):
     model, tokens = fit(family, adjacency={"combine": "mean", "cutoff": 0.5}), ids()
@@ -481,6 +560,7 @@ def test_the_readme_shape_has_as_many_parameters_as_the_paper_says():
         ({"adjacency": {"cut": 1}}, r"`adjacency\.cut` is unknown;.* `adjacency` has combine, cutoff"),
         ({"storage": "sparse", "adjacency": {"cutoff": None}}, "`storage='sparse'` .* needs a bound .*use 'dense'"),
         ({"edge_mode": "self_only", "adjacency": {"self_loops": False}}, "keeps self-loops alone"),
+        ({"edge_mode": "external_only", "shares_scores": True}, "`shares_scores` shares attention's scores"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
