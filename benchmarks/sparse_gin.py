@@ -4,7 +4,7 @@ python benchmarks/sparse_gin.py --length 1024
 
 The base is a Llama of random weights with sdpa. "adapter, ..." is SparseGINConfig on it, base frozen, against a base
 whose backward pass reaches its embeddings; "model, ..." the graph-aware Llama of the same sizes, all weights trained,
-against a base that is trained. "one pass" makes attention and graph of the same weights. Prints milliseconds, the ratio
+against a base that is trained. "one pass" makes attention and graph of the same weights. Prints milliseconds, ratios
 to the base in the same round (quartiles, above 1 is slower), edges per row, and the peak of memory that a step adds,
 each measured in a process of its own.
 """
