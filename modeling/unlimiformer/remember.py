@@ -1,7 +1,7 @@
 """Reading documents into a memory: windows through an encoder or a decoder's body, once.
 
 Where gradient is enabled an encoder's windows are checkpointed, so that the activations of one batch of windows are
-held at a time.
+held at a time: those of the last batch, which the backward pass needs first, are kept and not computed again.
 """
 
 from collections.abc import Iterator
@@ -285,8 +285,8 @@ def kept_attention_type(encoder: Any) -> Iterator[None]:
             encoder.attention_type = kind
 
 
-def _encoded(encoder: Any, tokens: Tensor, global_tokens: Tensor | None) -> Tensor:
-    """The encoder's states (windows, length, hidden_size); in the backward pass they are computed again."""
+def _encoded(encoder: Any, tokens: Tensor, global_tokens: Tensor | None, keeps_activations: bool) -> Tensor:
+    """The encoder's states (windows, length, hidden_size); without activations a backward pass computes them again."""
     options = {} if global_tokens is None else {"global_attention_mask": global_tokens.long()}
 
     def states(ids: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ def _encoded(encoder: Any, tokens: Tensor, global_tokens: Tensor | None) -> Tens
             found: Tensor = encoder(input_ids=ids, **options).last_hidden_state
         return found
 
-    if not torch.is_grad_enabled():
+    if keeps_activations or not torch.is_grad_enabled():
         return states(tokens)
     made: Tensor = checkpoint(states, tokens, use_reentrant=False)
     return made
@@ -329,7 +329,7 @@ def remember_encoded(
         global_tokens = documents.global_tokens
         if global_tokens is not None:
             global_tokens = torch.stack([reading.tokens(global_tokens[reading.document]) for reading in batch])
-        encoded = _encoded(model.get_encoder(), tokens, global_tokens)
+        encoded = _encoded(model.get_encoder(), tokens, global_tokens, keeps_activations=batch is batches[-1])
         check_finite(encoded, batch)
         for reading, row in zip(batch, encoded, strict=True):
             states[reading.document, documents.place(reading)] = row[reading.kept].to(states.dtype)

@@ -151,6 +151,19 @@ def test_retrieval_has_the_loss_and_gradients_of_dense_attention_over_all_window
     assert_same(found, gradients(model, expected))
 
 
+@pytest.mark.parametrize("windows_per_batch", [1, 2, 9])
+def test_all_batches_of_windows_but_the_last_are_encoded_again_in_the_backward_pass(tiny, windows_per_batch):
+    model, tokens = tiny.model("bart"), []
+    model.get_encoder().register_forward_pre_hook(lambda m, a, k: tokens.append(len(k["input_ids"])), with_kwargs=True)
+    batch = {"input_ids": tiny.ids(1, 80), "labels": tiny.ids(1, TARGET, seed=2)}
+    loss = loss_with_memory(model, config_of(overlap=0, windows_per_batch=windows_per_batch), batch)
+    read = list(tokens)
+    assert sum(read) == 80 // WINDOW
+    tokens.clear()
+    loss.backward()
+    assert tokens == read[:-1][::-1]
+
+
 def test_gradients_of_a_padded_batch_are_the_mean_of_each_documents(tiny):
     model = tiny.model("bart", dtype=torch.float64).train()
     rows, labels = [tiny.ids(n, seed=n) for n in (LENGTH, 20)], tiny.ids(2, TARGET, seed=1)
