@@ -32,7 +32,7 @@ class RayExecutor:
     """Actors on a Ray cluster; the folder of the corpus must be the same path on all machines.
 
     Without a cluster, one with as many CPUs as the actors need is begun in this process. It serves later stages too
-    and ends with the process, or by `ray.shutdown()`: to begin one takes seconds, and right after an end it can fail.
+    and ends with the process, or by `ray.shutdown()`: to begin one takes seconds.
     Where a cluster has room for fewer actors than are asked for, these do the work and the others join when they can.
 
     Args:
