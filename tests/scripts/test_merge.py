@@ -108,6 +108,7 @@ GRAPHS = {
     "all layers": {},
     "one layer, narrow": {"layers_to_transform": [1], "adjacency": {"combine": "mean", "threshold": 0.05}},
     "two steps": {"num_layers": 2, "activation": "gelu"},
+    "one pass": {"shares_scores": True},
 }
 
 
@@ -134,6 +135,7 @@ def test_a_sparse_gin_adapter_of_a_llama_becomes_a_graph_llama_that_computes_the
     given = [str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")]
     assert main(given) == 0
     merged = LlamaForCausalLMWithGNN.from_pretrained(tmp_path / "merged")
+    assert merged.config.gnn_config.shares_scores == options.get("shares_scores", False)
     torch.testing.assert_close(logits_of(merged), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(plain, expected, atol=1e-2)
     assert torch.equal(merged.generate(IDS, max_new_tokens=5, do_sample=False), written)
