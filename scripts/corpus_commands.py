@@ -44,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="strict",
         help="what is done about text that is no UTF-8",
     )
+    append.add_argument("--max-chunks", type=int, help="of the whole corpus; default: no limit")
     refresh = commands.add_parser("refresh", help="search all neighbours again", parents=[parent])
     refresh.add_argument("--neighbours", type=int, help="stored per chunk; default: as before")
     for command in (append, refresh):
@@ -91,7 +92,7 @@ def _append(given: argparse.Namespace) -> int:
     from graft.retrieval.corpus.preparation import append_documents
 
     source = open_source(given.input, given.glob, given.text_field, given.errors)
-    logger.info("%s", append_documents(source, given.corpus, workers=given.workers))
+    logger.info("%s", append_documents(source, given.corpus, workers=given.workers, max_chunks=given.max_chunks))
     return 0
 
 

@@ -133,10 +133,9 @@ class Evaluation:
         name = next((name for name in reversed(self.per_sample) if len(self.per_sample[name]) == len(self)), None)
         if name is None:
             return ""
-        ordered = sorted(self.lines(), key=lambda line: line["scores"][name] or 0, reverse=name == "loss")
+        ordered = sorted(self.lines(), key=lambda line: _goodness(name, line["scores"][name]))
         chosen = ordered if len(ordered) <= 2 * count else ordered[:count] + ordered[-count:]
-        rows = [(line["id"], line["scores"][name], (line["prediction"] or "")[:80]) for line in chosen]
-        return "\n".join(f"  {row}: {name} {score:.4g} {text!r}" for row, score, text in rows)
+        return "\n".join(_described(line, name) for line in chosen)
 
     def write(self, path: Path) -> None:
         """Write `lines` to `path`; the file is whole or untouched."""
@@ -144,3 +143,17 @@ class Evaluation:
 
     def _column(self, name: str, row: int, default: Any = None) -> Any:
         return self.rows[name][row] if name in self.rows else default
+
+
+def _goodness(metric: str, score: float | None) -> float:
+    """The larger the better; what is no number is the worst."""
+    if score is None:
+        return -math.inf
+    return -score if metric == "loss" else score
+
+
+def _described(line: Mapping[str, Any], metric: str) -> str:
+    """A row of a prediction file for people, with what was written if anything was."""
+    score, text = line["scores"][metric], line["prediction"]
+    shown = f"  {line['id']}: {metric} {'not finite' if score is None else format(score, '.4g')}"
+    return shown if text is None else f"{shown} {text[:80]!r}"

@@ -41,7 +41,7 @@ class ChunkSettings:
         shard_chunks: chunks per file, and the most that a kill costs.
         add_special_tokens: let the tokenizer put its own around each document.
         append_eos: end each document with the end token, if the tokenizer has one and did not.
-        max_chunks: stop before the document that would exceed it.
+        max_chunks: of the whole corpus; stop before the document that would exceed it.
     """
 
     chunk_size: int = 64
@@ -73,7 +73,8 @@ def tokenize_corpus(
         folder: of the corpus, new or begun.
         tokenizer: itself, a folder, or a name. The corpus keeps a copy.
         settings: chunk size and such.
-        append: add the documents to those of a finished corpus, in shards of their own.
+        append: add the documents to those of a finished corpus, in shards of their own. `max_chunks` may then be
+            another than the corpus was begun with.
         overwrite: begin anew; everything made from the old chunks goes.
 
     Raises:
@@ -121,6 +122,8 @@ def _begin(manifest: Manifest, corpus: dict[str, Any], source: dict[str, Any], a
         manifest.content["counts"] = dict.fromkeys(("documents", "chunks", "tokens", "padding", "skipped", "empty"), 0)
         manifest.stages["tokenize"] = _running([source], [])
         return True
+    if append:
+        manifest.corpus["max_chunks"] = corpus["max_chunks"]
     _refuse_difference(manifest, corpus)
     if source == stage["sources"][-1]:
         return stage["status"] != "complete"

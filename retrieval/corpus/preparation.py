@@ -113,16 +113,21 @@ def prepare_corpus(
 
 
 def append_documents(
-    source: DocumentSource, folder: str | Path, embedder: ChunkEmbedder | None = None, workers: int | None = None
+    source: DocumentSource,
+    folder: str | Path,
+    embedder: ChunkEmbedder | None = None,
+    workers: int | None = None,
+    max_chunks: int | None = None,
 ) -> Corpus:
     """Add documents to a finished corpus: new shards, their vectors and neighbours; older neighbours stay as they are.
 
-    `refresh_neighbours` lets the older chunks find the new ones.
+    `refresh_neighbours` lets the older chunks find the new ones. `max_chunks` is for the whole corpus, in the place of
+    what it was built with: without it all documents are added.
     """
     corpus = Corpus(folder)
     recorded = corpus.manifest.corpus
-    names = ("chunk_size", "shard_chunks", "add_special_tokens", "append_eos", "max_chunks")
-    settings = ChunkSettings(**{name: recorded[name] for name in names})
+    names = ("chunk_size", "shard_chunks", "add_special_tokens", "append_eos")
+    settings = ChunkSettings(**{name: recorded[name] for name in names}, max_chunks=max_chunks)
     stages = corpus.manifest.stages
     embedder = embedder if embedder is not None or "embed" not in stages else embedder_of(corpus)
     tokenize_corpus(source, folder, corpus.tokenizer, settings, append=True)

@@ -62,3 +62,12 @@ def test_extremes_are_the_worst_then_the_best():
     done = evaluation([[float(n)] for n in range(20)], id=[f"r{n}" for n in range(20)])
     done.score([], by_position=False)
     assert [line.split(":")[0].strip() for line in done.extremes(2).splitlines()] == ["r19", "r18", "r1", "r0"]
+
+
+def test_extremes_show_what_was_written_and_put_what_is_no_number_first():
+    done = evaluation([[1.0], [float("inf")]], id=["x", "y"])
+    done.score([], by_position=False)
+    assert done.extremes() == "  y: loss not finite\n  x: loss 1"
+    done = evaluation([[1.0], [2.0]], id=["x", "y"], references=[["text 0"], ["b"]])
+    done.score([exact_match], by_position=False)
+    assert done.extremes() == "  y: exact_match 0 'text 1'\n  x: exact_match 100 'text 0'"

@@ -23,6 +23,7 @@ from graft.retrieval.corpus.preparation import (
 from graft.retrieval.corpus.retro_dataset import RetroDataset
 from graft.retrieval.corpus.stage import stages_so_far
 from graft.retrieval.corpus.tokenizers_of_corpora import load_tokenizer
+from graft.retrieval.corpus.verification import verify_corpus
 
 
 def own_ranges(corpus):
@@ -230,6 +231,18 @@ def test_stages_in_the_wrong_order_are_refused(tmp_path, build, embedder):
         find_neighbours(tmp_path, 0)
     with pytest.raises(ValueError, match="`sequence_length` must be a multiple of the corpus's chunk_size 8, got 12"):
         pack_sequences(tmp_path, 12)
+
+
+def test_append_has_a_limit_of_its_own(tmp_path, build, embedder, caplog):
+    texts = [" ".join(f"w{n * d % 200}" for n in range(5)) for d in range(1, 8)]  # of one chunk each
+    build(tmp_path, texts[:4], max_chunks=4)
+    more = DatasetRows([{"text": text} for text in texts[4:6]])
+    assert len(append_documents(more, tmp_path, embedder, workers=1, max_chunks=5)) == 5
+    assert "`max_chunks` 5 reached: row:1 and what follows" in caplog.text
+    caplog.clear()
+    assert len(append_documents(DatasetRows([{"text": texts[6]}]), tmp_path, embedder, workers=1)) == 6
+    assert "reached" not in caplog.text
+    assert verify_corpus(tmp_path) == []
 
 
 def test_appended_documents_are_embedded_searched_and_packed(tmp_path, build, naive_neighbours, embedder):
