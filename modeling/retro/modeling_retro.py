@@ -17,6 +17,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ...configuration.configuration_retro import RetroConfig
+from ..few_rows import Linear
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_argument, cache_of
 from .attention_weights import RectifiedAttention, SoftmaxAttention
@@ -160,7 +161,7 @@ class RetroModel(RetroPreTrainedModel):
         self.embed_positions = (
             nn.Embedding(config.max_position_embeddings, width) if "learned" in config.position_embedding else None
         )
-        self.input_projection = nn.Linear(width, config.hidden_size) if width != config.hidden_size else nn.Identity()
+        self.input_projection = Linear(width, config.hidden_size) if width != config.hidden_size else nn.Identity()
         self.encoder = NeighbourEncoder(config)
         self.layers = nn.ModuleList(RetroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = make_norm(config, config.hidden_size) if config.residual == "prenorm" else nn.Identity()
@@ -280,7 +281,7 @@ class RetroForCausalLM(SavesItsCode, RetroPreTrainedModel, GenerationMixin):
     def __init__(self, config: RetroConfig) -> None:
         super().__init__(config)
         self.model = RetroModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
     @can_return_tuple

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ...configuration.configuration_retro import RetroConfig
+from ..few_rows import Linear
 from .few_numbers import GELU
 from .partial_rotary import Rotary, rotate
 
@@ -32,7 +33,7 @@ class HeadSets(NamedTuple):
         return [*sets, heads[:, :, -self.values :].transpose(1, 2)] if self.values else sets
 
 
-class HeadProjection(nn.Linear):
+class HeadProjection(Linear):
     """Rows to the heads of `sets` by one matrix product, without bias: (batch, rows, all heads head_dim)."""
 
     def __init__(self, width: int, sets: HeadSets) -> None:
@@ -40,11 +41,11 @@ class HeadProjection(nn.Linear):
         self.sets = sets
 
 
-class OutputProjection(nn.Linear):
+class OutputProjection(Linear):
     """What a sublayer adds to the residual stream."""
 
 
-class InnerProjection(nn.Linear):
+class InnerProjection(Linear):
     """Into the inside of a feed-forward."""
 
 

@@ -1,0 +1,68 @@
+"""The product of few rows gives what a loop over them gives, whatever their number, layout and dtype."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graft.modeling.few_rows import BLOCKS, FEW, Linear, linear
+
+
+def naive_linear(x, weight, bias):
+    rows = x.double().reshape(-1, x.shape[-1])
+    products = torch.stack([torch.stack([(row * out).sum() for out in weight.double()]) for row in rows])
+    products = products if bias is None else products + bias.double()
+    return products.reshape(*x.shape[:-1], len(weight))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from([(1,), (1, 1), (2, 1), (1, 3), (2, 2), (1, 1, 1), (1, 5)]),
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 13),
+    has_bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_it_equals_a_loop_over_rows_and_outputs(seed, shape, inputs, outputs, has_bias, dtype):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, inputs, generator=rng, dtype=dtype)
+    weight = torch.randn(outputs, inputs, generator=rng, dtype=dtype)
+    bias = torch.randn(outputs, generator=rng, dtype=dtype) if has_bias else None
+    with torch.no_grad():
+        given = linear(x, weight, bias)
+    assert given.shape == (*shape, outputs)
+    assert given.dtype == dtype
+    assert given.is_contiguous()
+    torch.testing.assert_close(given.double(), naive_linear(x, weight, bias), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
+def test_rows_and_weights_may_be_views_of_any_layout(rows):
+    rng = torch.Generator().manual_seed(rows)
+    wide = torch.randn(rows, 12, generator=rng)
+    weight = torch.randn(5, 4 * BLOCKS, generator=rng).t()  # outputs lie apart
+    held = torch.randn(4 * BLOCKS + 3, 5, generator=rng)[3:]  # behind other rows
+    for x in (wide[:, 7:], wide[:, ::2][:, :5], torch.randn(5, rows, generator=rng).t()):
+        for matrix in (weight, held):
+            with torch.no_grad():
+                given = linear(x, matrix)
+            torch.testing.assert_close(given.double(), naive_linear(x, matrix, None), rtol=1e-4, atol=1e-5)
+
+
+def test_the_module_is_torchs_with_gradients_and_under_autocast():
+    ours, torchs = Linear(6, 8), torch.nn.Linear(6, 8)
+    torchs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 6)
+    for module in (ours, torchs):
+        module(x).square().sum().backward()
+    assert torch.equal(ours.weight.grad, torchs.weight.grad)
+    assert torch.equal(ours.bias.grad, torchs.bias.grad)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16
+        assert torch.equal(ours(x), torchs(x))
+
+
+def test_no_rows_give_none():
+    with torch.no_grad():
+        assert linear(torch.zeros(0, 6), torch.ones(8, 6)).shape == (0, 8)
