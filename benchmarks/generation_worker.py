@@ -60,9 +60,12 @@ def build(shape: str, layers: int | None):
 
 def prepare_ours(model, ids, arguments):
     """Remember; return what makes the inputs of one generation."""
-    from graft import UnlimiformerConfig, unlimiform
+    from graft import UnlimiformerConfig, decode_faster, unlimiform
 
     kind = arguments.system.removeprefix("ours-")
+    if kind.endswith("-faster"):
+        decode_faster(model)
+        kind = kind.removesuffix("-faster")
     dtype = "bfloat16" if kind.endswith("bf16") else None
     options = {"store": kind.removesuffix("-bf16")} if arguments.shape == "bart" else {"window": arguments.window}
     config = UnlimiformerConfig(

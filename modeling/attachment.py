@@ -160,6 +160,10 @@ class Attachment:
         if hook is not None:
             self.before(module, hook)
 
+    def on_removal(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call `function(*args)` when this is removed."""
+        self._undo.callback(function, *args)
+
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call `hook(module, args, kwargs)` before each forward of `module` until removal; it may return new ones."""
         self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)

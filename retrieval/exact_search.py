@@ -7,6 +7,7 @@ them natively and a block stays in cache.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+
+def _avx512_maker() -> str | None:
+    """Who made a processor with AVX-512, "AMD" or "Intel" (also where that cannot be read); None without AVX-512."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return "AMD" if any("AuthenticAMD" in line for line in islice(lines, 30)) else "Intel"
+    except OSError:
+        return "Intel"
+
+
+AVX512_MAKER = _avx512_maker()
 BLOCK_ROWS = 1024
 """Vectors widened at a time: a block of 768 float32 numbers a row is 3 MB, about the cache of a core."""
 FEW_QUERIES = 256
@@ -23,11 +37,12 @@ WIDE = 256
 VERY_FEW_QUERIES = 4
 LONG = 8192
 """At most so many queries of at least so many vectors are multiplied from the right where that is faster."""
-RIGHT_IS_FASTER = torch.backends.cpu.get_cpu_capability() != "AVX512"
-"""Measured for one query: up to three times as fast on an AMD processor with AVX2, half as fast on an Intel one with
-AVX-512, whose BLAS reaches the memory's rate from the left."""
-FEW_THREADS = 4
-"""numpy's vectorised selection, on one thread, takes over from torch.topk on at most so many."""
+RIGHT_IS_FASTER = AVX512_MAKER != "Intel"
+"""Measured for one query: up to three times as fast on AMD processors, half as fast on an Intel one with AVX-512. Its
+BLAS reaches the memory's rate from the left."""
+FEW_THREADS = 0 if AVX512_MAKER == "AMD" else 4
+"""numpy's vectorised selection, on one thread, takes over from torch.topk on at most so many. Not on AMD's AVX-512, to
+which its writing of chosen numbers is foreign: measured 2 to 8 times as slow there as torch.topk on two."""
 SELECTED_AT_ONCE = 2**18
 """Scores numpy selects from at a time, so that its copy of them stays in cache."""
 

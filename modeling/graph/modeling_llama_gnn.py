@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from ...configuration.configuration_gnn import MESSAGE_MLPS, GNNConfig, LlamaGNNConfig
+from ..few_rows import with_fast_linears
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache
 from .attention_edges import ScoredPairs
@@ -245,6 +246,7 @@ class LlamaForCausalLMWithGNN(SavesItsCode, LlamaGNNPreTrainedModel, LlamaForCau
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        with_fast_linears(self)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As any model's.

@@ -41,7 +41,7 @@ class RetroFit(Attachment):
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
-            self._undo.callback(parameter.requires_grad_, True)
+            self.on_removal(parameter.requires_grad_, True)
 
     def __repr__(self) -> str:
         config = self.adapter.config

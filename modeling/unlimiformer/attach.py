@@ -59,7 +59,7 @@ class Unlimited(Attachment):
             if id(module) in theirs:
                 parent, _, child = name.rpartition(".")
                 owner = self.model.get_submodule(parent)
-                self._undo.callback(setattr, owner, child, module)
+                self.on_removal(setattr, owner, child, module)
                 setattr(owner, child, SwappedCrossAttention(module))
 
     def __repr__(self) -> str:

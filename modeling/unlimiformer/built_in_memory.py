@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..attachment import serve
+from ..few_rows import with_fast_linears
 from ..remote_code import SavesItsCode
 from .attend import offer_memory
 from .memory import Memory
@@ -24,6 +25,7 @@ class BuiltInMemory(SavesItsCode, _Model):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        with_fast_linears(self)
         attentions, step = memory_attentions(self, config.unlimiformer_config)
         for attention in attentions:
             serve(attention, step)

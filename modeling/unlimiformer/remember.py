@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import device_of
+from ..few_rows import Linear
 from ..transformers_compat import cache_argument
 from .families import encoder_width, key_rotations, memory_layers, model_shape, projections
 from .memory import Memory
@@ -255,7 +256,7 @@ def stored_dtype(model: PreTrainedModel, config: UnlimiformerConfig) -> torch.dt
 def folds(attentions: list[nn.Module]) -> bool:
     """Whether key and value projections are plain matrices, so that hidden states can stand for keys and values."""
     both = (projection for module in attentions for projection in projections(module)[1:3])
-    return all(type(projection) is nn.Linear for projection in both)
+    return all(type(projection) in (nn.Linear, Linear) for projection in both)
 
 
 def stores_keys(config: UnlimiformerConfig, attentions: list[nn.Module]) -> bool:

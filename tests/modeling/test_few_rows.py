@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_decoders import tiny_decoder
 
-from graft.modeling.few_rows import BLOCKS, FEW, Linear, linear
+from graft.modeling.few_rows import BLOCKS, FEW, Linear, decode_faster, linear
 
 
 def naive_linear(x, weight, bias):
@@ -66,3 +67,37 @@ def test_the_module_is_torchs_with_gradients_and_under_autocast():
 def test_no_rows_give_none():
     with torch.no_grad():
         assert linear(torch.zeros(0, 6), torch.ones(8, 6)).shape == (0, 8)
+        assert torch.equal(linear(torch.zeros(2, 0), torch.ones(8, 0)), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2"])
+def test_a_model_decodes_the_same_text_and_is_what_it_was_afterwards(family):
+    model = tiny_decoder(family, torch.float32)
+    ids = torch.arange(3, 9)[None]
+    options = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    stock, whole = model.generate(ids, **options), model(ids).logits
+    kinds = [type(module) for module in model.modules()]
+    with decode_faster(model) as handle, torch.no_grad():
+        faster = model.generate(ids, **options)
+        assert Linear in map(type, model.modules())
+        assert [name for name, _ in model.named_parameters()] == list(dict(model.named_parameters()))
+    assert not handle.is_attached
+    assert torch.equal(faster.sequences, stock.sequences)
+    torch.testing.assert_close(torch.stack(faster.logits), torch.stack(stock.logits), rtol=1e-4, atol=1e-5)
+    assert [type(module) for module in model.modules()] == kinds
+    assert torch.equal(model(ids).logits, whole)
+
+
+def test_other_kinds_of_linear_maps_keep_their_own_way():
+    class Quantised(torch.nn.Linear):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Quantised(4, 4))
+    handle = decode_faster(model)
+    assert [type(module) for module in model] == [Linear, Quantised]
+    again = decode_faster(model)  # finds nothing left to do, so it takes nothing away
+    again.remove()
+    assert type(model[0]) is Linear
+    handle.remove()
+    handle.remove()
+    assert [type(module) for module in model] == [torch.nn.Linear, Quantised]
