@@ -2,11 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_decoders import tiny_decoder
 
+from graft.modeling import few_rows
 from graft.modeling.few_rows import BLOCKS, FEW, Linear, decode_faster, linear
+
+
+@pytest.fixture(autouse=True)
+def _small_weights_count(monkeypatch):
+    monkeypatch.setattr(few_rows, "LARGE", 0)
 
 
 def naive_linear(x, weight, bias):
@@ -16,7 +22,7 @@ def naive_linear(x, weight, bias):
     return products.reshape(*x.shape[:-1], len(weight))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
     shape=st.sampled_from([(1,), (1, 1), (2, 1), (1, 3), (2, 2), (1, 1, 1), (1, 5)]),
@@ -51,14 +57,17 @@ def test_rows_and_weights_may_be_views_of_any_layout(rows):
             torch.testing.assert_close(given.double(), naive_linear(x, matrix, None), rtol=1e-4, atol=1e-5)
 
 
-def test_the_module_is_torchs_with_gradients_and_under_autocast():
+def test_the_module_has_torchs_gradients_and_is_torchs_under_autocast():
     ours, torchs = Linear(6, 8), torch.nn.Linear(6, 8)
     torchs.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 6)
-    for module in (ours, torchs):
-        module(x).square().sum().backward()
-    assert torch.equal(ours.weight.grad, torchs.weight.grad)
-    assert torch.equal(ours.bias.grad, torchs.bias.grad)
+    x = torch.randn(1, 6, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(module(x).square().sum(), [x, module.weight, module.bias]) for module in (ours, torchs)
+    ]
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        without = ours(x)
+    assert torch.equal(ours(x), without)  # recording gradients changes no number
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
         assert torch.equal(ours(x), torchs(x))
@@ -101,3 +110,10 @@ def test_other_kinds_of_linear_maps_keep_their_own_way():
     handle.remove()
     handle.remove()
     assert [type(module) for module in model] == [torch.nn.Linear, Quantised]
+
+
+def test_small_weights_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(few_rows, "LARGE", 6 * 8 + 1)
+    monkeypatch.setattr(torch, "bmm", lambda *_: pytest.fail("a small weight was cut into blocks"))
+    x, weight = torch.randn(1, 6), torch.randn(8, 6)
+    assert torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))
