@@ -47,11 +47,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _are_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is on a CPU and not of half precision, with a weight whose rows follow each other."""
+    """Whether this is on a CPU and not of half precision, and the weight a plain one whose rows follow each other.
+
+    torchao and DTensor put sub-classes of Tensor in the place of a weight, which know `linear` and not always views.
+    """
     return (
         x.is_cpu
         and x.dtype is weight.dtype
         and x.dtype in (torch.float32, torch.float64)
+        and type(weight) in (Tensor, nn.Parameter)
         and weight.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
     )

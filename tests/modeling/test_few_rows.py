@@ -86,10 +86,11 @@ def test_a_model_decodes_the_same_text_and_is_what_it_was_afterwards(family):
     options = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     stock, whole = model.generate(ids, **options), model(ids).logits
     kinds = [type(module) for module in model.modules()]
+    names = [name for name, _ in model.named_parameters()]
     with decode_faster(model) as handle, torch.no_grad():
         faster = model.generate(ids, **options)
         assert Linear in map(type, model.modules())
-        assert [name for name, _ in model.named_parameters()] == list(dict(model.named_parameters()))
+        assert [name for name, _ in model.named_parameters()] == names
     assert not handle.is_attached
     assert torch.equal(faster.sequences, stock.sequences)
     torch.testing.assert_close(torch.stack(faster.logits), torch.stack(stock.logits), rtol=1e-4, atol=1e-5)
@@ -110,6 +111,26 @@ def test_other_kinds_of_linear_maps_keep_their_own_way():
     handle.remove()
     handle.remove()
     assert [type(module) for module in model] == [torch.nn.Linear, Quantised]
+
+
+@pytest.mark.parametrize("rows", range(1, FEW + 2))
+def test_few_rows_meet_blocks_of_the_weight_and_more_do_not(rows, monkeypatch):
+    seen, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *given: seen.append(given[0].shape) or bmm(*given))
+    linear(torch.randn(rows, 6), torch.randn(2 * BLOCKS, 6))
+    assert seen == ([(BLOCKS, 2, 6)] if rows <= FEW else [])
+
+
+def test_a_weight_of_a_kind_of_its_own_is_asked_for_the_product_as_torch_asks_it():
+    class Quantised(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function in (torch.bmm, torch.Tensor.view):
+                raise NotImplementedError(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    x, weight = torch.randn(1, 6), torch.randn(8, 6)
+    assert torch.equal(linear(x, weight.as_subclass(Quantised)), torch.nn.functional.linear(x, weight))
 
 
 def test_small_weights_are_left_to_torch(monkeypatch):
