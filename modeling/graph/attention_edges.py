@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import repeat_kv
 
 from .adjacency import AttentionAdjacency
 from .edge_storage import BlockedEdges, Edges, SparseEdges, edges_to_keep, largest_edges
-from .pair_scores import grouped_scores
+from .pair_scores import grouped_scores, grouped_sum
 from .summed_slices import SummedSlices
 from .visible_rows import row_blocks, triangle_softmax, visible_block, visible_softmax
 
@@ -95,7 +95,7 @@ def attend_with_edges(
     """softmax(scaling q k^T) v and the graph of the same weights, which are made once.
 
     Args:
-        value: (batch, heads, source, width).
+        value: (batch, heads or a divisor of them, source, width), each for as many heads as follow each other.
         dropout: of the weights that meet values; the graph is made of all.
         trains_adjacency: whether queries and keys have a gradient through the graph too.
 
@@ -122,9 +122,10 @@ def _attend_rows(
     rows: range,
 ) -> tuple[Tensor, ...]:
     weights, visible = attention.weights(rows)
+    edges = connect(weights, visible, rows)
     value = values.take(0, weights.shape[-1])
-    output = functional.dropout(weights, dropout, dropout > 0).to(value.dtype) @ value
-    return output, *connect(weights, visible, rows)
+    # Last, for a block that is computed again in the backward pass stops before what no gradient needs.
+    return grouped_sum(functional.dropout(weights, dropout, dropout > 0).to(value.dtype), value), *edges
 
 
 def _edges_of(

@@ -14,7 +14,6 @@ from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaRotaryEmbedding,
-    repeat_kv,
 )
 from transformers.utils.output_capturing import OutputRecorder
 
@@ -65,8 +64,7 @@ class LlamaAttentionWithScores(LlamaAttention):
         if connect is None:
             output, weights = equal_width_attention(self, (query, key, value), attention_mask, self.scaling, kwargs)
         else:
-            values = repeat_kv(value, self.num_key_value_groups)
-            (output, edges), weights = connect.attend_with_edges(pairs, values, active_dropout(self)), None
+            (output, edges), weights = connect.attend_with_edges(pairs, value, active_dropout(self)), None
         return self.o_proj(join_heads(output)), weights, pairs, edges
 
 

@@ -24,6 +24,19 @@ def grouped_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     return scores.unflatten(2, (by_group[1], query.shape[2])).flatten(1, 2)
 
 
+def grouped_sum(weights: Tensor, value: Tensor) -> Tensor:
+    """sum_j w_ij v_j of (batch, heads, rows, source) and (batch, groups, source, width), grouped as `grouped_scores`.
+
+    Returns:
+        (batch, heads, rows, width).
+    """
+    if weights.shape[1] == value.shape[1]:
+        return weights @ value
+    by_group = (value.shape[1], weights.shape[1] // value.shape[1])
+    together = weights.unflatten(1, by_group).flatten(2, 3)  # (batch, groups, heads of a group x rows, source)
+    return (together @ value).unflatten(2, (by_group[1], weights.shape[2])).flatten(1, 2)
+
+
 def pair_scores(targets: Tensor, sources: Tensor, weight: Tensor) -> Tensor:
     """W silu(u_i + v_j), one score per head.
 

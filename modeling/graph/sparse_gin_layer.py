@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
-from transformers.models.llama.modeling_llama import repeat_kv
 
 from ..attachment import Attachment, AttentionFunction, AttentionOutput, stands_before
 from ..residual_tap import PLACES_IN_PARALLEL, ThreadSlot, tap_places, tap_residual, tappable_layers
@@ -119,9 +118,8 @@ class SparseGINReader:
         scaling, softcap = query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap")
         if self._may_answer(module, kwargs):
             pairs = ScoredPairs(query, key, scaling, attention_mask, softcap)
-            heads = repeat_kv(value, query.shape[1] // value.shape[1])
             dropout = kwargs.get("dropout", 0.0)
-            read, edges = self._graph.attend_with_edges(pairs, heads, dropout, self.adapter.trains_adjacency)
+            read, edges = self._graph.attend_with_edges(pairs, value, dropout, self.adapter.trains_adjacency)
             self.slot.put(edges)
             return read.transpose(1, 2), None
         ends = (query, key) if self.adapter.trains_adjacency else (query.detach(), key.detach())
