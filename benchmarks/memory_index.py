@@ -38,6 +38,7 @@ KINDS = {
     "flat": ("flat", {}, {}),
     "ivf_flat, nprobe 16": ("ivf_flat", {}, {"nprobe": 16}),
     "ivf_flat, nprobe 64": ("ivf_flat", {}, {"nprobe": 64}),
+    "ivf_flat, nprobe 256": ("ivf_flat", {}, {"nprobe": 256}),
     "ivf_pq, 16 bytes, nprobe 64": ("ivf_pq", {"code_size": 16}, {"nprobe": 64}),
     "hnsw, ef_search 128": ("hnsw", {}, {"ef_search": 128}),
     "scalar": ("scalar", {}, {}),
@@ -49,12 +50,16 @@ QUERIES = 192
 def real_keys(arguments) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Keys (source, head_dim) and scaled queries (steps, heads of the group, head_dim) by layer and length."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    first, last = min(arguments.layers), max(arguments.layers) + 1
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, num_hidden_layers=last).eval()
     ids = tokenizer(text_of(arguments.document), return_tensors="pt").input_ids
     window, steps = 1024, QUERIES // 3
+    config = UnlimiformerConfig(window=window, overlap=0.0, positions="squeeze", first_layer=first, last_layer=last)
     found = {}
     for source in arguments.sources:
-        with unlimiform(model, UnlimiformerConfig(window=window, overlap=0.0, positions="squeeze")) as unlimited:
+        if ids.shape[1] < source + 256:
+            raise ValueError(f"--document has {ids.shape[1]} tokens, {source} and 256 behind them are asked for")
+        with unlimiform(model, config) as unlimited:
             memory = unlimited.remember(ids[:, :source], progress=True)
         queries = queries_of(model, ids[:, source : source + 256], window)
         for layer in arguments.layers:

@@ -18,6 +18,7 @@ memory above the imported libraries, each measured in a process of its own.
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -62,12 +63,13 @@ def model_of(shape):
     return BartForConditionalGeneration(BartConfig(**sizes_of(shape)))
 
 
-def rows_of(arguments, length):
-    """As many rows as a run of STEPS steps takes."""
+def rows_of(arguments, length, count=None):
+    """`count` rows, by default as many as a run of STEPS steps takes, in all processes together."""
+    count = count or STEPS * arguments.batch * int(os.environ.get("WORLD_SIZE", "1"))
     rng = torch.Generator().manual_seed(1)
     vocabulary = SHAPES[arguments.shape][3]
-    ids = torch.randint(3, vocabulary, (STEPS * arguments.batch, length), generator=rng)
-    labels = torch.randint(3, vocabulary, (STEPS * arguments.batch, TARGET), generator=rng)
+    ids = torch.randint(3, vocabulary, (count, length), generator=rng)
+    labels = torch.randint(3, vocabulary, (count, TARGET), generator=rng)
     return [{"input_ids": source, "labels": target} for source, target in zip(ids, labels, strict=True)]
 
 

@@ -1,10 +1,11 @@
-"""A memory on disk: one safetensors file, a folder of indexes, a description, checksums; whole or not at all."""
+"""A memory on disk: safetensors files, a folder of indexes, a description, checksums; whole or not at all."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,7 +16,9 @@ from .families import model_shape
 from .key_index import KeyIndex
 from .model_fingerprint import model_fingerprint
 
-TENSORS_FILE = "memory.safetensors"
+TENSORS_PATTERN = "memory{suffix}.safetensors"
+"""One file, or numbered ones of at most FILE_BYTES (a tensor is never cut), whose checksums are taken side by side."""
+FILE_BYTES = 128 * 2**20
 DESCRIPTION_FILE = "memory.json"
 INDEX_FOLDER = "indexes"
 
@@ -33,7 +36,14 @@ def write_memory_files(
         FileExistsError: the folder holds something already and `replace` is false.
     """
     with new_folder(folder, replace) as new:
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, new / TENSORS_FILE)
+        files = split_state_dict_into_shards_factory(
+            dict(named),
+            get_storage_size=lambda tensor: tensor.nbytes,
+            filename_pattern=TENSORS_PATTERN,
+            max_shard_size=FILE_BYTES,
+        )
+        for file, names in files.filename_to_tensors.items():
+            save_file({name: named[name].contiguous() for name in names}, new / file)
         for name, index in indexes.items():
             index.save(new / INDEX_FOLDER / name)
         write_json(new / DESCRIPTION_FILE, description)
@@ -66,6 +76,8 @@ def read_memory_files(
             f"{description['model_type']}, this {model.config.model_type} has {found}. Remember again, or pass "
             "strict=False to use it as it is."
         )
-    with safe_open(str(folder / TENSORS_FILE), framework="pt") as file:
-        named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    named = {}
+    for path in sorted(folder.glob(TENSORS_PATTERN.format(suffix="*"))):
+        with safe_open(str(path), framework="pt") as file:
+            named |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     return description, named

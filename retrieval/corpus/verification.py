@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,9 @@ def verify_corpus(folder: str | Path, fast: bool = False, embedder: ChunkEmbedde
         manifest = Manifest.read(folder)
     except CorpusError as error:
         return [str(error)]
-    faults = [fault for name in manifest.files if (fault := _fault(manifest.check_file, name, not fast))]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # which taking checksums keeps busy
+        found = threads.map(lambda name: _fault(manifest.check_file, name, not fast), manifest.files)
+        faults = [fault for fault in found if fault]
     faults += [fault for stage in manifest.stages if (fault := _fault(manifest.require, stage))]
     if faults or fast:
         return faults

@@ -13,9 +13,10 @@ from transformers import GenerationConfig
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.memory import Memory
-from graft.modeling.unlimiformer.memory_files import DESCRIPTION_FILE, TENSORS_FILE
+from graft.modeling.unlimiformer.memory_files import DESCRIPTION_FILE
 from graft.modeling.unlimiformer.report import AttentionReport
 
+TENSORS_FILE = "memory.safetensors"
 WINDOW, LENGTH = 16, 45
 RULES = {
     "bart hidden": ("bart", {"store": "hidden", "keys_per_query": 4}),

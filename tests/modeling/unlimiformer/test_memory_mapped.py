@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
+from graft.modeling.unlimiformer import memory_files
 from graft.modeling.unlimiformer.attach import unlimiform
 from graft.modeling.unlimiformer.memory import Memory
-from graft.modeling.unlimiformer.memory_files import TENSORS_FILE
 
+TENSORS_FILE = "memory.safetensors"
 needs_maps = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
 
 
@@ -117,3 +118,30 @@ def test_many_questions_at_once_are_answered_as_one_by_one(tiny, family, beams):
     for answer, question in zip(answers, questions, strict=True):
         alone = model.generate(**memory.inputs(question[None]), **options)[0, -4:]
         assert torch.equal(answer, alone)
+
+
+@needs_maps
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_large_memory_lies_in_several_files_each_of_which_is_checked(tiny, tmp_path, monkeypatch, damage):
+    model, _, memory = remembered(tiny, "llama")
+    largest = max(tensor.nbytes for tensor in memory.tensors().values())
+    monkeypatch.setattr(memory_files, "FILE_BYTES", largest)
+    folder = memory.save_pretrained(tmp_path / "memory")
+    files = sorted(folder.glob("memory-*-of-*.safetensors"))
+    assert len(files) >= 2
+    assert not (folder / TENSORS_FILE).exists()
+    assert all(file.stat().st_size < 2 * largest for file in files)
+
+    loaded = Memory.from_pretrained(folder, model)
+    places = [place for file in files for place in mappings(file)]
+    for name, tensor in memory.tensors().items():
+        assert torch.equal(loaded.tensors()[name], tensor)
+        assert lies_in(loaded.tensors()[name], places)
+    again = Memory.from_pretrained(loaded.save_pretrained(tmp_path / "again"), model)
+    assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in memory.tensors().items())
+
+    content = bytearray(files[-1].read_bytes())
+    content[-1] ^= 1
+    files[-1].write_bytes(content) if damage == "changed" else files[-1].unlink()
+    with pytest.raises(ValueError, match=files[-1].name):
+        Memory.from_pretrained(folder, model)
