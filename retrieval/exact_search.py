@@ -45,6 +45,10 @@ BLAS reaches the memory's rate from the left."""
 FEW_THREADS = 0 if AVX512_MAKER == "AMD" else 4
 """numpy's vectorised selection, on one thread, takes over from torch.topk on at most so many. Not on AMD's AVX-512, to
 which its writing of chosen numbers is foreign: measured 1.3 to 9 times as slow there as torch.topk on two."""
+GROUP = 8
+"""Scores of which the largest stands for all, where the best are first looked for among groups."""
+MANY = 32768
+"""From so many scores on that pays, if there are four groups for each score that is kept."""
 SELECTED_AT_ONCE = 2**18
 """Scores numpy selects from at a time, so that its copy of them stays in cache."""
 
@@ -105,7 +109,8 @@ def largest(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """The `kept` largest of the last axis, exactly so many also on ties, and their ids, both in no order.
 
     Numpy finds the smallest kept score with vector instructions and reads off which scores reach it: several times as
-    fast a thread as `torch.topk`, which moves pairs of score and id.
+    fast a thread as `torch.topk`, which moves pairs of score and id. Where that is not so, `torch.topk` selects twice
+    from long rows: groups of scores, then scores.
 
     Args:
         scores: (..., source).
@@ -115,9 +120,11 @@ def largest(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         (..., kept) in the dtype of `scores`, and (..., kept) int64.
     """
     suits = scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64)
-    if not suits or torch.get_num_threads() > FEW_THREADS or _needs_gradient(scores) or torch.compiler.is_compiling():
-        values, places = scores.topk(kept, dim=-1, sorted=False)
-        return values, places
+    if not suits or _needs_gradient(scores) or torch.compiler.is_compiling():
+        return _topk(scores, kept)
+    if torch.get_num_threads() > FEW_THREADS:
+        is_long = scores.shape[-1] >= max(MANY, 4 * GROUP * kept)
+        return _largest_of_groups(scores, kept) if is_long else _topk(scores, kept)
     rows = scores.detach().reshape(-1, scores.shape[-1]).numpy()
     best, ids = np.empty((len(rows), kept), rows.dtype), np.empty((len(rows), kept), np.int64)
     step = max(1, SELECTED_AT_ONCE // rows.shape[-1])
@@ -126,6 +133,27 @@ def largest(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         best[block], ids[block] = _largest_of_rows(rows[block], kept)
     shape = (*scores.shape[:-1], kept)
     return torch.from_numpy(best).view(shape), torch.from_numpy(ids).view(shape)
+
+
+def _topk(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    values, ids = scores.topk(kept, dim=-1, sorted=False)
+    return values, ids
+
+
+def _largest_of_groups(scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """`largest` in half the time of one selection: of the `kept` groups whose largest scores are largest.
+
+    A score outside of these groups is no larger than `kept` others, one of each group.
+    """
+    groups = scores.shape[-1] // GROUP
+    whole = groups * GROUP
+    largest_of_each = scores[..., :whole].unflatten(-1, (GROUP, groups)).amax(-2)
+    found = _topk(largest_of_each, kept)[1]
+    ids = (found.unsqueeze(-2) + torch.arange(0, whole, groups).unsqueeze(-1)).flatten(-2)
+    rest = torch.arange(whole, scores.shape[-1]).expand(*ids.shape[:-1], -1)
+    ids = torch.cat([ids, rest], dim=-1)
+    values, places = _topk(scores.gather(-1, ids), kept)
+    return values, ids.gather(-1, places)
 
 
 def _largest_of_rows(rows: NDArray[Any], kept: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -76,7 +76,7 @@ def read_memory_files(
             f"{description['model_type']}, this {model.config.model_type} has {found}. Remember again, or pass "
             "strict=False to use it as it is."
         )
-    named = {}
+    named: dict[str, Tensor] = {}
     for path in sorted(folder.glob(TENSORS_PATTERN.format(suffix="*"))):
         with safe_open(str(path), framework="pt") as file:
             named |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from hypothesis.strategies import integers
+from hypothesis.strategies import floats, integers
 
 from graft.retrieval import exact_search
 from graft.retrieval.exact_search import gathered_sums, inner_products, largest, weighted_sums
@@ -118,18 +118,25 @@ def naive_largest(scores, kept):
     return torch.tensor([row[len(row) - kept :] for row in ranked], dtype=scores.dtype).view(*scores.shape[:-1], kept)
 
 
-@pytest.mark.parametrize("threads", [0, 64])
+SELECTIONS = {
+    "numpy": {"FEW_THREADS": 64, "SELECTED_AT_ONCE": 64},
+    "torch": {"FEW_THREADS": 0},
+    "groups of torch": {"FEW_THREADS": 0, "MANY": 0, "GROUP": 3},
+}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @given(seed=SEEDS, source=integers(1, 40), kept=integers(1, 40), levels=integers(1, 30))
-def test_the_largest_are_those_of_a_full_sort_also_on_ties(dtype, threads, seed, source, kept, levels):
+def test_the_largest_are_those_of_a_full_sort_also_on_ties(dtype, selection, seed, source, kept, levels):
     rng = torch.Generator().manual_seed(seed)
     kept = min(kept, source)
     scores = torch.randint(0, levels, (2, 3, source), generator=rng).to(dtype)  # few levels: many ties
     scores[scores == 0] = -torch.inf
     scores[0] += torch.rand(3, source, generator=rng).to(dtype)  # rows with and without ties in one call
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact_search, "FEW_THREADS", threads)
-        patch.setattr(exact_search, "SELECTED_AT_ONCE", 64)
+        for name, value in SELECTIONS[selection].items():
+            patch.setattr(exact_search, name, value)
         best, ids = largest(scores, kept)
     assert best.dtype == dtype
     assert best.shape == ids.shape == (2, 3, kept)
@@ -138,8 +145,38 @@ def test_the_largest_are_those_of_a_full_sort_also_on_ties(dtype, threads, seed,
     assert all(len(set(row)) == kept for row in ids.flatten(0, -2).tolist())
 
 
-def test_a_score_that_is_no_number_is_kept_so_that_it_shows():
+@given(seed=SEEDS, source=integers(8, 70), share=floats(0.0, 1.0), levels=integers(1, 30))
+def test_the_largest_lie_in_the_groups_with_the_largest(seed, source, share, levels):
+    rng = torch.Generator().manual_seed(seed)
+    kept = max(1, int(share * (source // exact_search.GROUP)))
+    scores = torch.randint(0, levels, (2, source), generator=rng).double() + torch.rand(2, 1, generator=rng)
+    best, ids = exact_search._largest_of_groups(scores, kept)
+    assert torch.equal(best, scores.gather(-1, ids))
+    assert torch.equal(best.sort().values, naive_largest(scores, kept))
+    assert all(len(set(row)) == kept for row in ids.tolist())
+
+
+def test_long_rows_are_selected_from_by_groups(monkeypatch):
+    monkeypatch.setattr(exact_search, "FEW_THREADS", 0)
+    topk, sizes = exact_search._topk, []
+
+    def noting(scores, kept):
+        sizes.append(scores.shape[-1])
+        return topk(scores, kept)
+
+    monkeypatch.setattr(exact_search, "_topk", noting)
+    largest(torch.rand(32771), 1024)
+    largest(torch.rand(32767), 2)
+    largest(torch.rand(32771), 1025)
+    assert sizes == [4096, 8 * 1024 + 3, 32767, 32771]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_score_that_is_no_number_is_kept_so_that_it_shows(selection, monkeypatch):
+    for name, value in SELECTIONS[selection].items():
+        monkeypatch.setattr(exact_search, name, value)
     scores = torch.tensor([[1.0, torch.nan, 3.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
+    scores = torch.cat([scores, -torch.rand(2, 30)], dim=-1)
     best, ids = largest(scores, 2)
     assert best.isnan().tolist() == [[True, False], [False, False]]
     assert [sorted(row) for row in ids.tolist()] == [[1, 2], [0, 1]]
