@@ -13,7 +13,7 @@ from .adjacency import AttentionAdjacency
 from .edge_storage import BlockedEdges, Edges, SparseEdges, edges_to_keep, largest_edges
 from .pair_scores import grouped_scores, grouped_sum
 from .summed_slices import SummedSlices
-from .visible_rows import row_blocks, triangle_softmax, visible_block, visible_softmax
+from .visible_rows import normalisation, row_blocks, visible_block
 
 Connect = Callable[[Tensor, Tensor, range], tuple[Tensor, ...]]
 """From the attention weights of some rows, which are visible, and the rows, to their edges."""
@@ -63,7 +63,7 @@ class AttentionRows:
         scores = grouped_scores(query, key, self.pairs.scaling)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        return triangle_softmax(scores) if mask is None else visible_softmax(scores, visible), visible
+        return normalisation("softmax", mask)(scores, visible), visible
 
 
 def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: str, block_bytes: int) -> Edges:

@@ -11,7 +11,7 @@ from .edge_storage import Edges, SparseEdges
 from .gin_attention import rotated_pair, sliced
 from .llama_heads import rotated_heads
 from .pair_scores import dot_scores
-from .visible_rows import visible_block, visible_softmax
+from .visible_rows import normalisation, visible_block
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,10 @@ def _graph_of_gin(gin: Any, attention: Any, call: CallOfAttention) -> AttentionG
         pairs = [(query, key) for (query, _), key in zip(pairs, keys, strict=True)]
     source = pairs[0][1].shape[2]
     sharpened = sliced([gin._sharpened(query, key) for query, key in pairs])
+    normalise = normalisation(gin.options.normalisation, call.mask)
 
     def compute(rows: range, visible: Tensor) -> tuple[Tensor, Tensor]:
-        weights = gin._weights(sharpened, rows, visible)
+        weights = gin.weights(sharpened, normalise, rows, visible)
         return weights, gin.edges(weights, visible)
 
     return AttentionGraph((call.states.shape[1], source), call.mask, compute)
@@ -94,7 +95,7 @@ def _graph_of_scores(attention: Any, call: CallOfAttention) -> AttentionGraph:
     if call.cache_layer is not None:
         key = _held(call.cache_layer)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    normalise = getattr(attention, "normalise", visible_softmax)
+    normalise = normalisation(getattr(attention, "normalisation", "softmax"), call.mask)
     transform = getattr(attention, "edges", None)
 
     def compute(rows: range, visible: Tensor) -> tuple[Tensor, Tensor]:

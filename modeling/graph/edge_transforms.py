@@ -13,6 +13,8 @@ _SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "softplus": functional.softplus,
 }
+_OF_ZERO_IS_ZERO = ("relu", "binary", "relu_below_binary_above", "top_k", "scaled_topk")
+"""Transforms of which nothing has to be masked again, if their threshold is not below 0."""
 
 
 def edge_weights(
@@ -30,8 +32,10 @@ def edge_weights(
     """
     if options.transform == "none":
         return weights
+    keeps_zeros = threshold is None and options.threshold >= 0 and not options.straight_through
     threshold = options.threshold if threshold is None else threshold
-    return torch.where(visible, _transform(weights, visible, options, threshold), 0.0)
+    edges = _transform(weights, visible, options, threshold)
+    return edges if keeps_zeros and options.transform in _OF_ZERO_IS_ZERO else torch.where(visible, edges, 0.0)
 
 
 class EdgeTransform(nn.Module):

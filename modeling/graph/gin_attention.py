@@ -16,7 +16,7 @@ from .llama_heads import active_dropout, equal_width_attention, join_heads, rota
 from .pair_scores import differential_start, dot_scores, pair_scores
 from .per_head_mlp import PerHeadMLP
 from .summed_slices import SummedSlices
-from .visible_rows import NORMALISATIONS, in_row_blocks, visible_block
+from .visible_rows import Normalise, in_row_blocks, normalisation, visible_block
 
 Pair = tuple[Tensor, Tensor]
 """What scores are made of: of the rows, (batch, heads, target, width), and of the keys, (batch, heads, source, width).
@@ -98,7 +98,6 @@ class LlamaAttentionGIN(nn.Module):
         self.update = PerHeadMLP(heads, self.node_width, inner, options.mlp_dropout, config.rms_norm_eps)
         self.o_proj = nn.Linear(width, width, bias=config.attention_bias) if options.output_projection else None
         self.edges = EdgeTransform(options.edges)
-        self.normalise = NORMALISATIONS[options.normalisation]
         self.is_fused = options.edges.transform == "none" and options.normalisation == "softmax"
 
     def forward(
@@ -153,7 +152,7 @@ class LlamaAttentionGIN(nn.Module):
         if self.is_fused:
             messages, weights = self._attend(pairs, sources, mask, arguments)
         else:
-            edges = partial(self._edges, sliced(pairs))
+            edges = partial(self._edges, sliced(pairs), normalisation(self.options.normalisation, mask))
             memory = self._row_bytes(nodes.shape[0], sources.shape[2]), self.options.block_bytes
             messages = sum_over_edges(edges, sources, mask, nodes.shape[2], memory)
         output = join_heads(self.update(self.epsilon * nodes + self._finished(messages)))
@@ -168,17 +167,18 @@ class LlamaAttentionGIN(nn.Module):
         """A x by fused attention, if nothing lies between softmax and sum."""
         return equal_width_attention(self, (*pairs[0], sources), mask, self.scaling, arguments)
 
-    def _edges(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
+    def _edges(self, pairs: list[SlicedPair], normalise: Normalise, rows: range, visible: Tensor) -> Tensor:
         dropout = active_dropout(self)
-        return self.edges(functional.dropout(self._weights(pairs, rows, visible), dropout, dropout > 0), visible)
+        weights = functional.dropout(self.weights(pairs, normalise, rows, visible), dropout, dropout > 0)
+        return self.edges(weights, visible)
 
-    def _weights(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
+    def weights(self, pairs: list[SlicedPair], normalise: Normalise, rows: range, visible: Tensor) -> Tensor:
         """(batch, heads, rows, seen), what the edges are made of."""
-        return self._normalised(pairs[0], rows, visible)
+        return self._normalised(pairs[0], normalise, rows, visible)
 
-    def _normalised(self, pair: SlicedPair, rows: range, visible: Tensor) -> Tensor:
+    def _normalised(self, pair: SlicedPair, normalise: Normalise, rows: range, visible: Tensor) -> Tensor:
         query, key = pair[0].take(rows.start, rows.stop), pair[1].take(0, visible.shape[-1])
-        return self.normalise(dot_scores(query, key, self.scaling), visible)
+        return normalise(dot_scores(query, key, self.scaling), visible)
 
     def _row_bytes(self, batch: int, source: int) -> int:
         return 4 * batch * self.heads * source
@@ -218,8 +218,9 @@ class LlamaAttentionGINDifferential(LlamaAttentionGIN):
             weights = weights - self.differential_lambda * others
         return first - self.differential_lambda * second, weights
 
-    def _weights(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
-        first, second = (self._normalised(pair, rows, visible) for pair in pairs)
+    def weights(self, pairs: list[SlicedPair], normalise: Normalise, rows: range, visible: Tensor) -> Tensor:
+        """(batch, heads, rows, seen), what the edges are made of."""
+        first, second = (self._normalised(pair, normalise, rows, visible) for pair in pairs)
         return first - self.differential_lambda * second
 
     def _row_bytes(self, batch: int, source: int) -> int:
@@ -254,10 +255,11 @@ class LlamaAttentionGINScored(LlamaAttentionGIN):
     def _sharpened(self, query: Tensor, key: Tensor) -> Pair:
         return query, join_heads(key)
 
-    def _weights(self, pairs: list[SlicedPair], rows: range, visible: Tensor) -> Tensor:
+    def weights(self, pairs: list[SlicedPair], normalise: Normalise, rows: range, visible: Tensor) -> Tensor:
+        """(batch, heads, rows, seen), what the edges are made of."""
         target, source = pairs[0][0].take(rows.start, rows.stop), pairs[0][1].take(0, visible.shape[-1])
         scores = pair_scores(target, source, self.score_heads.weight) / self.options.temperature
-        return self.normalise(scores if self.sharpening is None else scores * self.sharpening, visible)
+        return normalise(scores if self.sharpening is None else scores * self.sharpening, visible)
 
     def _row_bytes(self, batch: int, source: int) -> int:
         return 4 * batch * source * (2 * self.score_target.out_features + self.heads)

@@ -17,7 +17,7 @@ from .llama_heads import active_dropout
 from .pair_scores import dot_scores
 from .pna_attention import LlamaAttentionPNA, extremes
 from .summed_slices import SummedSlices
-from .visible_rows import NORMALISATIONS, in_row_blocks, visible_block
+from .visible_rows import in_row_blocks, normalisation, visible_block
 
 _CUT_AT_THRESHOLD = ("relu", "silu", "binary", "silu+binary", "relu_below_binary_above", "silu_below_binary_above")
 _ABOVE_ZERO = ("softplus", "sharp_softplus", "sigmoid", "flow", "softplus_below_binary_above")
@@ -100,7 +100,7 @@ class LlamaAttentionPNAEdges(LlamaAttentionPNA):
         super().__init__(config, layer_idx)
         self.options = config.gnn_config
         self.edges = EdgeTransform(self.options.edges)
-        self.normalise = NORMALISATIONS[self.options.normalisation]
+        self.normalisation = self.options.normalisation
         self.row_extremes, self.numbers_per_pair = self._choose_extremes()
 
     def _choose_extremes(self) -> tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None, int]:
@@ -138,7 +138,7 @@ class LlamaAttentionPNAEdges(LlamaAttentionPNA):
         query = states[0].take(rows.start, rows.stop)
         visible = visible_block(mask, rows, sizes, query.device)
         key, value = (part.take(0, visible.shape[-1]) for part in states[1:])
-        weights = self.normalise(dot_scores(query, key, self.scaling), visible)
+        weights = normalisation(self.normalisation, mask)(dot_scores(query, key, self.scaling), visible)
         dropout = active_dropout(self)
         weights = self.edges(functional.dropout(weights, dropout, dropout > 0), visible)
         degree = weights.sum(-1, keepdim=True)

@@ -127,4 +127,12 @@ def visible_relu(scores: Tensor, visible: Tensor) -> Tensor:
     return torch.where(visible, scores.relu(), 0.0)
 
 
-NORMALISATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"softmax": visible_softmax, "relu": visible_relu}
+Normalise = Callable[[Tensor, Tensor], Tensor]
+"""From fresh scores (batch, heads, rows, seen) and which are visible to weights, 0 where not."""
+
+
+def normalisation(name: str, mask: Tensor | None) -> Normalise:
+    """That of the blocks of a mask: "softmax", or "relu" of the scores; without a mask hidden pairs need no search."""
+    if name == "relu":
+        return visible_relu
+    return visible_softmax if mask is not None else lambda scores, visible: triangle_softmax(scores)
