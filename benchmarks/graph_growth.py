@@ -1,6 +1,7 @@
 """How time and memory of each graph variant grow with the length of the input.
 
 python benchmarks/graph_growth.py --lengths 512 1024 2048
+python benchmarks/graph_growth.py --lengths 4096 8192 --variants gin "cg, a level of 64"
 
 One layer of each variant, forward and backward, batch 1. The exponent is the slope of log time, or log memory, over
 log length between the two longest inputs. Peak memory is what a step adds in a process of its own. Prints the ratio to
@@ -34,6 +35,8 @@ VARIANTS = {
     "halfway_gin": {"attention": "llama", "mlp": "halfway_gin"},
     "multi_hop": {"attention": "llama", "mlp": "multi_hop"},
     "multi_aggregation": {"attention": "llama", "mlp": "multi_aggregation"},
+    "cg, a level of 64": {"attention": "cg", "latent": {"tokens_per_latent": [64]}},
+    "cg, three levels": {"attention": "cg"},
 }
 
 
@@ -101,6 +104,7 @@ def exponent(values, lengths):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="beside llama")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -115,11 +119,12 @@ def main():
         run_alone(arguments)
         return
     about, lengths = machine(), sorted(arguments.lengths)
-    models = {name: build(name, arguments.width) for name in VARIANTS}
+    names = ["llama", *(name for name in arguments.variants if name != "llama")]
+    models = {name: build(name, arguments.width) for name in names}
     for model in models.values():
         check(model)
         model.train()
-    rows = {name: {"variant": name, "ms": [], "over llama": []} for name in VARIANTS}
+    rows = {name: {"variant": name, "ms": [], "over llama": []} for name in names}
     for length in lengths:
         times = in_turn({name: step_of(model, length) for name, model in models.items()}, arguments.rounds)
         for name, row in rows.items():
@@ -136,7 +141,8 @@ def main():
             flush=True,
         )
     settings = {k: v for k, v in vars(arguments).items() if k != "alone"}
-    print(keep("graph_growth", settings, list(rows.values()), about))
+    suffix = "" if arguments.variants == list(VARIANTS) else f"-{lengths[-1]}"
+    print(keep(f"graph_growth{suffix}", settings, list(rows.values()), about))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from graft import atomic_files
-from graft.atomic_files import new_file, new_folder, read_manifest, sha256, write_json, write_manifest, write_text
+from graft.atomic_files import (
+    new_file,
+    new_folder,
+    read_manifest,
+    sha256,
+    side_by_side,
+    write_json,
+    write_manifest,
+    write_text,
+)
 
 
 def test_new_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path):
@@ -103,6 +113,22 @@ def test_sha256_is_that_of_the_whole_content(tmp_path, monkeypatch, size):
     content = os.urandom(size)
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_items_are_answered_in_their_order_and_several_at_a_time(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    meet = threading.Barrier(2)  # passed by two calls that run at once, or not at all
+
+    def call(item):
+        meet.wait(timeout=10)
+        return item * item
+
+    assert list(side_by_side(call, range(6))) == [0, 1, 4, 9, 16, 25]
+
+
+def test_the_first_item_that_fails_is_told():
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda item: 1 / item, [2, 1, 0, 1]))
 
 
 def test_json_keeps_order_and_letters_and_refuses_nan(tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+from graft.atomic_files import side_by_side
 
 from .corpus import Corpus
 from .embedder import ChunkEmbedder
@@ -33,9 +33,8 @@ def verify_corpus(folder: str | Path, fast: bool = False, embedder: ChunkEmbedde
         manifest = Manifest.read(folder)
     except CorpusError as error:
         return [str(error)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # which taking checksums keeps busy
-        found = threads.map(lambda name: _fault(manifest.check_file, name, not fast), manifest.files)
-        faults = [fault for fault in found if fault]
+    found = side_by_side(lambda name: _fault(manifest.check_file, name, not fast), manifest.files)
+    faults = [fault for fault in found if fault]
     faults += [fault for stage in manifest.stages if (fault := _fault(manifest.require, stage))]
     if faults or fast:
         return faults

@@ -10,15 +10,20 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MANIFEST = "manifest.json"
 MAPPED_BYTES = 16 * 2**20
 """Of a file whose checksum is taken, at a time."""
+THREADS = 8
+"""At most; more would wait for the disk."""
 
 
 def _temporary_name(path: Path) -> Path:
@@ -109,10 +114,10 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_of_many(paths: Iterable[str | Path]) -> Iterator[str]:
-    """`sha256` of each file in turn, several at a time: hashing lets other threads run."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        yield from threads.map(sha256, paths)
+def side_by_side(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`call` of each item, in their order, several at a time: for calls such as `sha256`, which let others run."""
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:
+        yield from threads.map(call, items)
 
 
 def write_manifest(folder: str | Path, details: Mapping[str, Any]) -> Path:
@@ -122,7 +127,7 @@ def write_manifest(folder: str | Path, details: Mapping[str, Any]) -> Path:
     """
     folder = Path(folder)
     names = _names(folder)
-    sums = sha256_of_many(folder / name for name in names)
+    sums = side_by_side(sha256, [folder / name for name in names])
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
         for name, digest in zip(names, sums, strict=True)
@@ -152,7 +157,7 @@ def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
     for name, expected in files.items():
         _check_listed(path.parent, name, expected)
     if verify:
-        sums = sha256_of_many(path.parent / name for name in files)
+        sums = side_by_side(sha256, [path.parent / name for name in files])
         for (name, expected), digest in zip(files.items(), sums, strict=True):
             if digest != expected["sha256"]:
                 raise ValueError(f"{path.parent / name} is damaged: its SHA-256 differs from the one in its manifest.")
