@@ -1,6 +1,7 @@
 """Indexes over the keys of a memory against exact search: recall, softmax mass, time, bytes, what blocks could skip.
 
 python benchmarks/memory_index.py --model .cache/smollm2-135m-instruct --document book.txt.gz
+python benchmarks/memory_index.py --model .cache/smollm2-135m-instruct --document long.txt --sources 1048576
 
 One store holds the keys of one key head of one layer, as a decoder's memory does; one step asks it the queries of the
 heads that share it. The keys are those of a document read by the model, the queries those of the text behind it; with
@@ -260,7 +261,9 @@ def main(argv=None) -> int:
             rows.append(row)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    suffix = "-random" if arguments.random else f"-token-{max(arguments.sources)}" if arguments.token else ""
+    longest = max(arguments.sources)
+    long = f"-{longest}" if longest > 2**19 else ""
+    suffix = "-random" if arguments.random else f"-token-{longest}" if arguments.token else long
     print("kept in", keep(f"memory_index{suffix}", settings, rows, about))
     return 0
 

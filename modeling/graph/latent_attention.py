@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import initialization as init
 from transformers.models.llama.modeling_llama import rotate_half
 
 from .llama_heads import join_heads, split_heads
@@ -19,8 +20,28 @@ def rotate_by(states: Tensor, positions: Tensor) -> Tensor:
     return states * angles.cos().to(states.dtype) + rotate_half(states) * angles.sin().to(states.dtype)
 
 
+class FoldedMap(nn.Module):
+    """The weight (outputs, inputs) of a linear map that is multiplied with others and never applied to states."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.initialise(inputs**-0.5)
+
+    def initialise(self, std: float) -> None:
+        """Normal numbers, as those of other maps."""
+        init.normal_(self.weight, std=std)
+
+    def by_head(self, heads: int) -> Tensor:
+        """(heads, outputs / heads, inputs)."""
+        return self.weight.unflatten(0, (heads, -1))
+
+
 class LatentCrossAttention(nn.Module):
-    """Attention of latents to sources, as softmax(q k^T / sqrt(d)) v by heads; no biases but that of the output map.
+    """Attention of one query to each group of tokens, softmax(q k^T / sqrt(d)) v by heads; the output map has a bias.
+
+    No token is mapped to a key or a value. For a query that all groups share, q . R_p W_k x = (W_k^T R_-p q) . x: the
+    maps of keys and their rotations to places p are taken to the query. Values are mapped when they are summed.
 
     Args:
         width: of latents and sources.
@@ -29,16 +50,23 @@ class LatentCrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.query, self.key, self.value = (nn.Linear(width, heads * head_dim, bias=False) for _ in range(3))
+        self.heads, self.head_dim = heads, head_dim
+        self.query, self.key, self.value = (FoldedMap(width, heads * head_dim) for _ in range(3))
         self.output = nn.Linear(heads * head_dim, width)
 
-    def forward(self, latents: Tensor, sources: Tensor, places: Tensor) -> Tensor:
-        """From (..., latents, width) to (..., source, width), whose keys are rotated to `places` (1, source)."""
-        query, key, value = self.query(latents), self.key(sources), self.value(sources)
-        query, key, value = (split_heads(each.flatten(0, -3), self.head_dim) for each in (query, key, value))
-        attended = functional.scaled_dot_product_attention(query, rotate_by(key, places), value)
-        return self.output(join_heads(attended)).unflatten(0, latents.shape[:-2])
+    def forward(self, latent: Tensor, groups: Tensor) -> Tensor:
+        """From the latent (1, width) that asks and tokens (batch, groups, size, width) to (batch, groups, width)."""
+        size = groups.shape[2]
+        # Not a product of one row, which rounds by how its weight lies in memory: in a mapped file it lies otherwise.
+        query = (self.query.by_head(self.heads) * latent).sum(-1)[None, :, None].expand(-1, -1, size, -1)
+        turned = rotate_by(query, -torch.arange(size, device=groups.device)[None])[0]  # (heads, size, head_dim)
+        asked = torch.einsum("hpd,hdw->phw", turned, self.key.by_head(self.heads))
+        scores = torch.einsum("bgpw,phw->bghp", groups, asked) * self.head_dim**-0.5
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        summed = scores.softmax(-1, dtype=wide).to(groups.dtype) @ groups  # (batch, groups, heads, width)
+        read = torch.einsum("bghw,hdw->bghd", summed, self.value.by_head(self.heads))
+        attended: Tensor = self.output(read.flatten(-2))
+        return attended
 
 
 class LatentSelfAttention(nn.Module):

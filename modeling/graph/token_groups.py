@@ -78,9 +78,7 @@ class TokenGroups(nn.Module):
         Returns:
             (batch, fresh, width).
         """
-        tokens = grid.fresh_tokens(states)
-        query = self.latent_query.expand(*tokens.shape[:2], -1, -1)
-        latents = self.cross_attention(query, tokens, torch.arange(self.size, device=states.device)[None])[:, :, 0]
+        latents = self.cross_attention(self.latent_query, grid.fresh_tokens(states))
         numbers = grid.fresh_groups()
         layer: Any  # a LatentTransformerLayer; a ModuleList does not say so
         for depth, layer in enumerate(self.layers):

@@ -74,9 +74,10 @@ def row_blocks(compute: Callable[[range], Computed], target: int, row_bytes: int
     if size >= target:
         return [compute(range(target))]
     blocks = [range(start, min(start + size, target)) for start in range(0, target, size)]
+    # The last rows, which see most, come first: memory that they needed is there for all others.
     if torch.is_grad_enabled() and target * row_bytes > block_bytes:
-        return [checkpoint(compute, rows, use_reentrant=False) for rows in blocks]
-    return [compute(rows) for rows in blocks]
+        return [checkpoint(compute, rows, use_reentrant=False) for rows in reversed(blocks)][::-1]
+    return [compute(rows) for rows in reversed(blocks)][::-1]
 
 
 def visible_block(mask: Tensor | None, rows: range, sizes: tuple[int, int], device: torch.device) -> Tensor:
