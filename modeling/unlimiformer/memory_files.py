@@ -1,5 +1,6 @@
 """A memory on disk: safetensors files, a folder of indexes, a description, checksums; whole or not at all."""
 
+import fnmatch
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...atomic_files import new_folder, read_manifest, write_json, write_manifest
+from ...atomic_files import listed_files, new_folder, read_manifest, write_json, write_manifest
 from .families import model_shape
 from .key_index import KeyIndex
 from .model_fingerprint import model_fingerprint
@@ -77,7 +78,7 @@ def read_memory_files(
             "strict=False to use it as it is."
         )
     named: dict[str, Tensor] = {}
-    for path in sorted(folder.glob(TENSORS_PATTERN.format(suffix="*"))):
-        with safe_open(str(path), framework="pt") as file:
+    for name in fnmatch.filter(listed_files(folder), TENSORS_PATTERN.format(suffix="*")):  # no other was checked
+        with safe_open(str(folder / name), framework="pt") as file:
             named |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     return description, named

@@ -164,6 +164,11 @@ def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
     return details
 
 
+def listed_files(folder: str | Path) -> list[str]:
+    """Names, relative to `folder`, of the files that a manifest lists which `read_manifest` has accepted."""
+    return list(json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))["files"])
+
+
 def leaves_folder(name: str) -> bool:
     """Whether a file named so, relative to a folder, would lie outside of it, on any system.
 

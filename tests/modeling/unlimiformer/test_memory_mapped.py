@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from graft.configuration.configuration_unlimiformer import UnlimiformerConfig
 from graft.modeling.unlimiformer import memory_files
@@ -68,6 +69,14 @@ def test_a_loaded_memory_never_writes_to_its_file(tiny, tmp_path):
     handle.append(loaded, tiny.ids(1, 20, seed=2))
     loaded.keys[0].zero_()
     assert file.read_bytes() == before
+
+
+def test_a_file_of_tensors_that_the_manifest_does_not_list_is_not_read(tiny, tmp_path):
+    model, _, memory = remembered(tiny, "llama")
+    folder = memory.save_pretrained(tmp_path / "memory")
+    save_file({name: tensor + 1 for name, tensor in memory.tensors().items()}, folder / "memory-of-others.safetensors")
+    loaded = Memory.from_pretrained(folder, model).tensors()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in memory.tensors().items())
 
 
 def test_without_checksums_a_truncated_file_is_still_refused(tiny, tmp_path):
