@@ -74,7 +74,7 @@ def test_a_loaded_memory_never_writes_to_its_file(tiny, tmp_path):
 def test_a_file_of_tensors_that_the_manifest_does_not_list_is_not_read(tiny, tmp_path):
     model, _, memory = remembered(tiny, "llama")
     folder = memory.save_pretrained(tmp_path / "memory")
-    save_file({name: tensor + 1 for name, tensor in memory.tensors().items()}, folder / "memory-of-others.safetensors")
+    save_file({name: tensor + 1 for name, tensor in memory.tensors().items()}, folder / "memory_of_others.safetensors")
     loaded = Memory.from_pretrained(folder, model).tensors()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in memory.tensors().items())
 
