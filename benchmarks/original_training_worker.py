@@ -15,6 +15,7 @@ transformers.utils.import_utils._datasets_available = False  # those of a newer 
 transformers.utils.import_utils._peft_available = False
 
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import BartConfig, BartForConditionalGeneration  # noqa: E402
 
 
@@ -22,7 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--original", required=True)
     parser.add_argument("--config", required=True, help="JSON of BartConfig's arguments")
-    parser.add_argument("--rows", required=True, help="a file of torch.save with ids and labels of each step")
+    parser.add_argument("--rows", required=True, help="safetensors of ids and labels, `batch` for each step")
+    parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
     sys.path.insert(0, f"{arguments.original}/src")
@@ -30,7 +32,7 @@ def main() -> None:
     from unlimiformer import Unlimiformer
 
     torch.set_num_threads(arguments.threads)
-    rows = torch.load(arguments.rows, weights_only=True)
+    rows = {name: ids.split(arguments.batch) for name, ids in load_file(arguments.rows).items()}
     for line in sys.stdin:
         torch.manual_seed(0)
         # Its hooks take the keyword arguments of the eager attention only.

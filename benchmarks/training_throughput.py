@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 from measuring import keep, machine, memory_kilobytes, ratio
+from safetensors.torch import save_file
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -175,9 +176,9 @@ def original(arguments, length):
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_of(arguments, length)
         stacked = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels")}
-        torch.save({name: ids.split(arguments.batch) for name, ids in stacked.items()}, f"{folder}/rows.pt")
+        save_file(stacked, f"{folder}/rows.safetensors")
         options = {"original": arguments.original, "config": json.dumps(sizes_of(arguments.shape))}
-        options |= {"rows": f"{folder}/rows.pt", "threads": torch.get_num_threads()}
+        options |= {"rows": f"{folder}/rows.safetensors", "batch": arguments.batch, "threads": torch.get_num_threads()}
         script = Path(__file__).with_name("original_training_worker.py")
         with standing({"it": Worker(arguments.original_python, script, options)}) as workers:
 

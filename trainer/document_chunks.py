@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def chunk_dataset(
     one it is a row's number in a Dataset, and a hash of the text in a batch, which does not know where it stands.
 
     With `capture_raw_text` also raw_text_chunks, chunk_start, chunk_end (characters of the source) and token_offsets
-    ((start, end) in the source per token, (-1, -1) for prefix and special tokens). Without overlap the texts tile the
-    source character for character, up to a tail left out. A character that two tokens share goes to the later chunk.
+    ((start, end) in the source per token, (-1, -1) for prefix and special tokens; an array in a batch). Without
+    overlap the texts tile the source character for character, up to a tail left out. A character that two tokens share
+    goes to the later chunk.
 
     Args:
         examples: a Dataset, or a batch of one.
@@ -153,7 +155,7 @@ def cut_documents(
     Returns:
         `repeated` counts a chunk's first tokens that the chunk before it ended with.
     """
-    tokens, offsets = _tokenise(texts, tokenizer, rules)
+    tokens, places = _tokenise(texts, tokenizer, rules)
     columns: dict[str, list[Any]] = {}
     for row, ids in enumerate(tokens):
         before, after = around[row]
@@ -166,8 +168,8 @@ def cut_documents(
             chunk = [*before, *ids[start:end], *after]
             values = shared | {"chunk_index": index, "input_ids": chunk, "attention_mask": [1] * len(chunk)}
             values |= {"length": len(chunk), "repeated": rules.chunk_overlap if index else 0}
-            if offsets is not None:
-                values |= _text_of(texts[row], offsets[row], (start, end), (len(before), len(after)))
+            if places is not None:
+                values |= _text_of(texts[row], places[row], (start, end), (len(before), len(after)))
             for name, value in values.items():
                 columns.setdefault(name, []).append(value)
     return columns
@@ -185,29 +187,41 @@ def _body(rules: ChunkRules, fixed: int) -> int:
     return body
 
 
+@dataclass(frozen=True)
+class TokenPlaces:
+    """Where the tokens of a document lie in its text.
+
+    Args:
+        offsets: (tokens, 2), first character and the one behind the last.
+        starts: (tokens,), the first characters, none before that of an earlier token.
+    """
+
+    offsets: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Sequence[Span]) -> TokenPlaces:
+        """From the spans that a tokenizer gave; one that normalises may step back."""
+        offsets = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(pairs)).reshape(-1, 2)
+        return cls(offsets, np.maximum.accumulate(offsets[:, 0]))
+
+
 def _tokenise(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, rules: ChunkRules
-) -> tuple[list[Ids], list[np.ndarray] | None]:
+) -> tuple[list[Ids], list[TokenPlaces] | None]:
     if not rules.capture_raw_text:
         return plain_ids(tokenizer, texts), None
     encoded = with_offsets(tokenizer, texts, "capture_raw_text", add_special_tokens=False)
-    offsets = [np.asarray(pairs, dtype=np.int64).reshape(-1, 2) for pairs in encoded["offset_mapping"]]
-    return [list(ids) for ids in encoded["input_ids"]], offsets
+    return list(encoded["input_ids"]), [TokenPlaces.of(pairs) for pairs in encoded["offset_mapping"]]
 
 
-def _text_of(text: str, offsets: np.ndarray, span: Span, around: tuple[int, int]) -> dict[str, Any]:
+def _text_of(text: str, places: TokenPlaces, span: Span, around: tuple[int, int]) -> dict[str, Any]:
     """The text columns of the chunk of tokens `span`; it ends where the first token after it begins."""
-    starts = np.maximum.accumulate(offsets[:, 0])  # a tokenizer that normalises may step back
     first, last = span
-    start = int(starts[first]) if first else 0
-    end = int(starts[last]) if last < len(starts) else len(text)
-    nowhere = [[-1, -1]]
-    return {
-        "raw_text_chunks": text[start:end],
-        "chunk_start": start,
-        "chunk_end": end,
-        "token_offsets": nowhere * around[0] + offsets[first:last].tolist() + nowhere * around[1],
-    }
+    start = int(places.starts[first]) if first else 0
+    end = int(places.starts[last]) if last < len(places.starts) else len(text)
+    offsets = np.pad(places.offsets[first:last], (around, (0, 0)), constant_values=-1)
+    return {"raw_text_chunks": text[start:end], "chunk_start": start, "chunk_end": end, "token_offsets": offsets}
 
 
 # The rows of the training view "chunked" -----------------------------------------------------------------------------

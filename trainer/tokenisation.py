@@ -13,6 +13,9 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORED = -100  # a label that no loss counts
+# Nothing is cut here, and only ids are wanted. A warning that a whole document exceeds the window would mislead.
+_WHOLE: dict[str, Any] = {"truncation": False, "padding": False, "verbose": False}
+_WHOLE |= {"return_attention_mask": False, "return_token_type_ids": False}
 Batch = dict[str, list[Any]]
 
 
@@ -48,8 +51,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], target: 
     if not texts:
         return []
     given = {"text_target": list(texts)} if target else {"text": list(texts)}
-    # verbose=False: a warning that a whole document exceeds the window would mislead, it is cut or remembered later.
-    encoded = tokenizer(**given, add_special_tokens=False, truncation=False, padding=False, verbose=False)
+    encoded = tokenizer(**given, add_special_tokens=False, **_WHOLE)
     return [list(ids) for ids in encoded["input_ids"]]
 
 
@@ -67,9 +69,7 @@ def with_offsets(
     if not tokenizer.is_fast:
         found = type(tokenizer).__name__
         raise ValueError(f"`{wanted_by}` needs the offsets of a fast tokenizer, got {found}.")
-    return tokenizer(
-        list(texts), truncation=False, padding=False, verbose=False, return_offsets_mapping=True, **options
-    )
+    return tokenizer(list(texts), return_offsets_mapping=True, **_WHOLE, **options)
 
 
 def _with_starts(
@@ -243,7 +243,7 @@ def text_blocks(batch: Batch, tokenizer: PreTrainedTokenizerBase, settings: Toke
     if settings.keeps_starts:
         encoded, starts = _with_starts(tokenizer, batch["source"], "graph.knowledge_graph")
     else:
-        encoded = tokenizer(batch["source"], truncation=False, padding=False, verbose=False)
+        encoded = tokenizer(batch["source"], **_WHOLE)
     pieces = [
         (row, slice(start, start + limit))
         for row, ids in enumerate(encoded["input_ids"])

@@ -1,69 +1,21 @@
 """From queries and keys to the edges of a graph, a block of rows at a time: no attention map of all rows is held."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import repeat_kv
 
 from .adjacency import AttentionAdjacency
+from .attention_rows import AttentionRows, ScoredPairs
 from .edge_storage import BlockedEdges, Edges, SparseEdges, edges_to_keep, largest_edges
-from .pair_scores import grouped_scores, grouped_sum
+from .pair_scores import grouped_sum
 from .summed_slices import SummedSlices
-from .visible_rows import normalisation, row_blocks, visible_block
+from .visible_rows import row_blocks
 
 Connect = Callable[[Tensor, Tensor, range], tuple[Tensor, ...]]
 """From the attention weights of some rows, which are visible, and the rows, to their edges."""
-
-
-@dataclass(frozen=True)
-class ScoredPairs:
-    """What a layer's attention is the softmax of.
-
-    Args:
-        query: (batch, heads, target, head_dim).
-        key: (batch, heads or a divisor of them, source, head_dim), each for as many heads as follow each other; its
-            last `target` are the rows' own.
-        scaling: of the scores.
-        mask: as transformers makes it, see `visible_rows`.
-        softcap: scores s become softcap tanh(s / softcap), as in Gemma 2.
-    """
-
-    query: Tensor
-    key: Tensor
-    scaling: float
-    mask: Tensor | None
-    softcap: float | None = None
-
-    @property
-    def key_of_heads(self) -> Tensor:
-        """(batch, heads, source, head_dim)."""
-        return repeat_kv(self.key, self.query.shape[1] // self.key.shape[1])
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Numbers of rows and of keys."""
-        return self.query.shape[2], self.key.shape[2]
-
-
-class AttentionRows:
-    """The attention weights of `pairs`, a block of rows at a time."""
-
-    def __init__(self, pairs: ScoredPairs) -> None:
-        self.pairs, self.query, self.key = pairs, SummedSlices(pairs.query), SummedSlices(pairs.key)
-
-    def weights(self, rows: range) -> tuple[Tensor, Tensor]:
-        """Those of some rows (batch, heads, rows, seen), up to the last key seen; which are visible."""
-        mask, softcap = self.pairs.mask, self.pairs.softcap
-        visible = visible_block(mask, rows, self.pairs.sizes, self.pairs.query.device)
-        query, key = self.query.take(rows.start, rows.stop), self.key.take(0, visible.shape[-1])
-        scores = grouped_scores(query, key, self.pairs.scaling)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        return normalisation("softmax", mask)(scores, visible), visible
 
 
 def attention_edges(pairs: ScoredPairs, adjacency: AttentionAdjacency, storage: str, block_bytes: int) -> Edges:

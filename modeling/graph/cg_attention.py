@@ -11,7 +11,7 @@ from ..transformers_compat import take_cache
 from .gin_attention import rotated_pair
 from .group_grid import GroupGrid, padding_in_front
 from .latent_cache import LevelState, latent_cache_layer
-from .llama_heads import equal_width_attention, join_heads, split_heads
+from .llama_heads import attention_of_any_width, join_heads, split_heads
 from .token_groups import GroupMap, ReadGroups
 
 
@@ -90,7 +90,7 @@ class LlamaAttentionWithStates(LlamaAttention):
             key, both = cache.update(key, torch.cat([value, packed], dim=-1), self.layer_idx)
             value, packed = both.split(widths, dim=-1)
             states = join_heads(packed)
-        attended, weights = equal_width_attention(self, (query, key, value), mask, self.scaling, kwargs)
+        attended, weights = attention_of_any_width(self, (query, key, value), mask, self.scaling, kwargs)
         return attended, value, states, weights
 
 

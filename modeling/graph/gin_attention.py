@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, repeat_kv
 from ...configuration.configuration_gnn import LlamaGNNConfig
 from ..transformers_compat import take_cache
 from .edge_transforms import EdgeTransform
-from .llama_heads import active_dropout, equal_width_attention, join_heads, rotated_heads, split_heads
+from .llama_heads import active_dropout, attention_of_any_width, join_heads, rotated_heads, split_heads
 from .pair_scores import differential_start, dot_scores, pair_scores
 from .per_head_mlp import PerHeadMLP
 from .summed_slices import SummedSlices
@@ -165,7 +165,7 @@ class LlamaAttentionGIN(nn.Module):
         self, pairs: list[Pair], sources: Tensor, mask: Tensor | None, arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """A x by fused attention, if nothing lies between softmax and sum."""
-        return equal_width_attention(self, (*pairs[0], sources), mask, self.scaling, arguments)
+        return attention_of_any_width(self, (*pairs[0], sources), mask, self.scaling, arguments)
 
     def _edges(self, pairs: list[SlicedPair], normalise: Normalise, rows: range, visible: Tensor) -> Tensor:
         dropout = active_dropout(self)
@@ -212,8 +212,8 @@ class LlamaAttentionGINDifferential(LlamaAttentionGIN):
     def _attend(
         self, pairs: list[Pair], sources: Tensor, mask: Tensor | None, arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        first, weights = equal_width_attention(self, (*pairs[0], sources), mask, self.scaling, arguments)
-        second, others = equal_width_attention(self, (*pairs[1], sources), mask, self.scaling, arguments)
+        first, weights = attention_of_any_width(self, (*pairs[0], sources), mask, self.scaling, arguments)
+        second, others = attention_of_any_width(self, (*pairs[1], sources), mask, self.scaling, arguments)
         if weights is not None and others is not None:
             weights = weights - self.differential_lambda * others
         return first - self.differential_lambda * second, weights
@@ -308,7 +308,7 @@ class LlamaAttentionBesideGIN(LlamaAttention):
             held = cache.update(torch.cat(parts[0], -1), torch.cat(parts[1], -1), self.layer_idx)
             key, *own_keys = held[0].split([part.shape[-1] for part in parts[0]], -1)
             value, packed = held[1].split([part.shape[-1] for part in parts[1]], -1)
-        attended, weights = equal_width_attention(self, (query, key, value), attention_mask, self.scaling, kwargs)
+        attended, weights = attention_of_any_width(self, (query, key, value), attention_mask, self.scaling, kwargs)
         first = [(query, key)] if self.gin.reads_first_pair else []
         pairs = first + [(part, keys) for (part, _), keys in zip(own, own_keys, strict=True)]
         messages, _ = self.gin.pass_messages(hidden_states, pairs, packed, attention_mask, kwargs)

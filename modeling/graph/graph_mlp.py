@@ -15,8 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ...configuration.configuration_gnn import LlamaGNNConfig
 from .aggregation import visible_maximum
-from .attention_edges import ScoredPairs
-from .llama_heads import equal_width_attention, join_heads, split_heads
+from .attention_rows import ScoredPairs
+from .llama_heads import attention_of_any_width, join_heads, split_heads
 from .node_cache import NodeCacheLayer
 
 
@@ -56,7 +56,7 @@ class AttentionMessages(nn.Module):
     def forward(self, pairs: ScoredPairs, sources: Tensor) -> Tensor:
         """What each token receives: sources (batch, heads, source, width) to (batch, heads, target, width)."""
         states = (pairs.query, pairs.key_of_heads, sources.to(pairs.query.dtype))
-        received, _ = equal_width_attention(self, states, pairs.mask, pairs.scaling, {})
+        received, _ = attention_of_any_width(self, states, pairs.mask, pairs.scaling, {})
         return received.to(sources.dtype)
 
 

@@ -21,7 +21,7 @@ from ...configuration.configuration_gnn import MESSAGE_MLPS, GNNConfig, LlamaGNN
 from ..few_rows import with_fast_linears
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache
-from .attention_edges import ScoredPairs
+from .attention_rows import ScoredPairs
 from .cg_attention import CGAttentionInterpolate, cg_class
 from .edge_storage import Edges
 from .edge_transforms import EdgeTransform
@@ -34,7 +34,7 @@ from .gin_attention import (
 )
 from .graph_mlp import make_mlp
 from .lean_gradients import LeanRMSNorm
-from .llama_heads import active_dropout, equal_width_attention, join_heads, query_key_value
+from .llama_heads import active_dropout, attention_of_any_width, join_heads, query_key_value
 from .node_cache import NodeCacheLayer, node_cache_layer
 from .per_head_mlp import PerHeadMLP
 from .pna_edges import pna_class
@@ -62,7 +62,7 @@ class LlamaAttentionWithScores(LlamaAttention):
         pairs = ScoredPairs(query, key, self.scaling, attention_mask)
         edges: Edges | None = None
         if connect is None:
-            output, weights = equal_width_attention(self, (query, key, value), attention_mask, self.scaling, kwargs)
+            output, weights = attention_of_any_width(self, (query, key, value), attention_mask, self.scaling, kwargs)
         else:
             (output, edges), weights = connect.attend_with_edges(pairs, value, active_dropout(self)), None
         return self.o_proj(join_heads(output)), weights, pairs, edges

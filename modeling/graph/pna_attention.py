@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, repeat_kv
 from ...configuration.configuration_gnn import GNNConfig, LlamaGNNConfig
 from ..transformers_compat import take_cache
 from .aggregation import Aggregates, variance, visible_maximum
-from .llama_heads import equal_width_attention, join_heads, query_key_value
+from .llama_heads import attention_of_any_width, join_heads, query_key_value
 
 
 def extremes(values: Tensor, mask: Tensor | None, target: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class LlamaAttentionPNA(LlamaAttention):
         """Mean and second moment by one fused call; the weights if the implementation gives them."""
         query, key, value = states
         both = torch.cat([value, value.square()], dim=-1)
-        moments, weights = equal_width_attention(self, (query, key, both), mask, self.scaling, arguments)
+        moments, weights = attention_of_any_width(self, (query, key, both), mask, self.scaling, arguments)
         mean, second = moments.split(self.head_dim, dim=-1)
         largest, smallest = extremes(value, mask, query.shape[2])
         largest, smallest = (repeat_kv(part, self.num_key_value_groups) for part in (largest, smallest))

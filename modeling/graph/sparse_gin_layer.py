@@ -15,7 +15,7 @@ from ..attachment import Attachment, AttentionFunction, AttentionOutput, stands_
 from ..residual_tap import PLACES_IN_PARALLEL, ThreadSlot, tap_places, tap_residual, tappable_layers
 from ..transformers_compat import cache_of
 from .adjacency import OwnAdjacency
-from .attention_edges import ScoredPairs
+from .attention_rows import ScoredPairs
 from .edge_storage import Edges
 from .external_graph import KEYWORD, ExternalGraphHook, JoinedEdges
 from .node_cache import NodeCacheLayer, node_cache_layer

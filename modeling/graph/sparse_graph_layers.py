@@ -8,7 +8,8 @@ from transformers import initialization as init
 from ...configuration.configuration_gnn import GNNConfig
 from ...configuration.sparse_graph_config import SparseGraphConfig
 from .adjacency import AttentionAdjacency
-from .attention_edges import ScoredPairs, attend_with_edges, attention_edges
+from .attention_edges import attend_with_edges, attention_edges
+from .attention_rows import ScoredPairs
 from .edge_storage import Edges
 from .grouped_maps import make_activation, make_layer_norm, make_linear
 from .lean_gradients import LeanRMSNorm

@@ -86,20 +86,6 @@ def visible_block(mask: Tensor | None, rows: range, sizes: tuple[int, int], devi
     return visible_rows(mask, rows, (sizes[0], seen), device)
 
 
-def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
-    """softmax(scaling q k^T) over the visible keys; a row that may read nothing is all 0.
-
-    Args:
-        query: (batch, heads, rows, head_dim).
-        key: (batch, heads, source, head_dim).
-        visible: (batch or 1, 1, rows, source).
-
-    Returns:
-        (batch, heads, rows, source) in float32 or wider.
-    """
-    return visible_softmax((query * scaling) @ key.transpose(-1, -2), visible)
-
-
 def visible_softmax(scores: Tensor, visible: Tensor) -> Tensor:
     """Softmax of fresh scores over the visible keys, in float32 or wider; a row that may read nothing is all 0."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from graft.configuration.graph_edges_config import AdjacencyConfig
 from graft.modeling.graph.adjacency import AttentionAdjacency, bound_on_edges
-from graft.modeling.graph.attention_edges import ScoredPairs, attend_with_edges, attention_edges
+from graft.modeling.graph.attention_edges import attend_with_edges, attention_edges
+from graft.modeling.graph.attention_rows import ScoredPairs
 
 
 def sigmoid(x):

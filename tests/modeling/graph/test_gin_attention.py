@@ -12,8 +12,9 @@ from graft.configuration.configuration_gnn import LlamaGNNConfig
 from graft.configuration.graph_edges_config import EdgeTransformConfig
 from graft.modeling.graph.edge_transforms import edge_weights
 from graft.modeling.graph.gin_attention import gin_class, sum_over_edges
+from graft.modeling.graph.pair_scores import dot_scores
 from graft.modeling.graph.per_head_mlp import PerHeadMLP
-from graft.modeling.graph.visible_rows import attention_rows
+from graft.modeling.graph.visible_rows import visible_softmax
 
 
 def build(heads=4, groups=2, head_dim=6, width=8, implementation="sdpa", **options):
@@ -164,11 +165,12 @@ def test_gradients_equal_those_of_the_loop(variant):
 
 def softmax_edges(query, key, scaling, options):
     """What `sum_over_edges` takes, for dot products."""
-    return lambda rows, visible: edge_weights(
-        attention_rows(query[:, :, rows.start : rows.stop], key[:, :, : visible.shape[-1]], scaling, visible),
-        visible,
-        options,
-    )
+
+    def weights(rows, visible):
+        scores = dot_scores(query[:, :, rows.start : rows.stop], key[:, :, : visible.shape[-1]], scaling)
+        return edge_weights(visible_softmax(scores, visible), visible, options)
+
+    return weights
 
 
 @given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 9), st.integers(0, 3))

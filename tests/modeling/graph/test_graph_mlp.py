@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
 from graft.configuration.configuration_gnn import LlamaGNNConfig
-from graft.modeling.graph.attention_edges import ScoredPairs
+from graft.modeling.graph.attention_rows import ScoredPairs
 from graft.modeling.graph.graph_mlp import make_mlp
 from graft.modeling.graph.node_cache import NodeCacheLayer
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 
 from graft.configuration.configuration_gnn import GNNConfig
 from graft.modeling.attachment import serve
-from graft.modeling.graph.attention_edges import ScoredPairs
+from graft.modeling.graph.attention_rows import ScoredPairs
 from graft.modeling.graph.sparse_gin_config import SparseGINConfig
 from graft.modeling.graph.sparse_gin_model import register_with_peft
 from graft.modeling.graph.sparse_graph_layers import SparseGraphUpdate
