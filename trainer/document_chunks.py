@@ -32,6 +32,7 @@ from graft.trainer.tokenisation import (
 
 logger = logging.getLogger(__name__)
 
+_TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_offsets")
 TEXT_COLUMNS = ("raw_text_chunks", "chunk_start", "chunk_end", "token_offsets")
 Ids = list[int]
 Span = tuple[int, int]
@@ -75,9 +76,8 @@ def chunk_dataset(
     one it is a row's number in a Dataset, and a hash of the text in a batch, which does not know where it stands.
 
     With `capture_raw_text` also raw_text_chunks, chunk_start, chunk_end (characters of the source) and token_offsets
-    ((start, end) in the source per token, (-1, -1) for prefix and special tokens; an array in a batch). Without
-    overlap the texts tile the source character for character, up to a tail left out. A character that two tokens share
-    goes to the later chunk.
+    ((start, end) in the source per token, (-1, -1) for prefix and special tokens). Without overlap the texts tile the
+    source character for character, up to a tail left out. A character that two tokens share goes to the later chunk.
 
     Args:
         examples: a Dataset, or a batch of one.
@@ -100,9 +100,12 @@ def chunk_dataset(
         if isinstance(examples[source_column], str):
             raise ValueError("A document becomes several rows, so `Dataset.map` needs `batched=True`.")
         hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in examples[source_column]]
-        return _chunk_batch(examples, hashes, tokenizer, rules, names)
+        chunks = _chunk_batch(examples, hashes, tokenizer, rules, names)
+        if capture_raw_text:
+            chunks["token_offsets"] = [offsets.tolist() for offsets in chunks["token_offsets"]]
+        return chunks
     chunked = examples.map(
-        _chunk_batch,
+        _chunk_rows,
         batched=True,
         with_indices=True,
         remove_columns=columns,
@@ -135,6 +138,12 @@ def _chunk_batch(
     return copied | {"document_id": [documents[row] for row in rows]} | chunks
 
 
+def _chunk_rows(*given: Any, **options: Any) -> Batch:
+    """As `_chunk_batch`, rows of tokens as arrays: of a list `datasets` looks at every number."""
+    columns = _chunk_batch(*given, **options)
+    return columns | {name: [np.asarray(row) for row in columns[name]] for name in _TOKEN_COLUMNS if name in columns}
+
+
 def chunk_spans(num_tokens: int, body: int, overlap: int = 0, least: int = 10) -> list[Span]:
     """[start, end) of each chunk in a document's tokens; see `ChunkRules`."""
     step = body - overlap
@@ -148,6 +157,8 @@ def cut_documents(
     texts: Sequence[str], around: Sequence[tuple[Ids, Ids]], tokenizer: PreTrainedTokenizerBase, rules: ChunkRules
 ) -> Batch:
     """The chunks of all texts as columns; besides those of `chunk_dataset`, row (of the text) and repeated.
+
+    Offsets are arrays: as lists, so many pairs take longer than the tokenizer.
 
     Args:
         around: for each text the ids before and after each of its chunks.
@@ -220,7 +231,8 @@ def _text_of(text: str, places: TokenPlaces, span: Span, around: tuple[int, int]
     first, last = span
     start = int(places.starts[first]) if first else 0
     end = int(places.starts[last]) if last < len(places.starts) else len(text)
-    offsets = np.pad(places.offsets[first:last], (around, (0, 0)), constant_values=-1)
+    offsets = np.full((sum(around) + last - first, 2), -1)
+    offsets[around[0] : around[0] + last - first] = places.offsets[first:last]
     return {"raw_text_chunks": text[start:end], "chunk_start": start, "chunk_end": end, "token_offsets": offsets}
 
 

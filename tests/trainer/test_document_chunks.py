@@ -89,7 +89,7 @@ def test_captured_texts_are_spans_that_tile_the_source_and_agree_with_the_tokens
         assert "".join(rows["raw_text_chunks"]) == source
         assert [end for _, end in spans[:-1]] == [start for start, _ in spans[1:]]
     assert (spans[0][0], spans[-1][1]) == (0, len(source))
-    for number, offsets in enumerate(array.tolist() for array in rows["token_offsets"]):
+    for number, offsets in enumerate(rows["token_offsets"]):
         inner = offsets[len(before) : len(offsets) - len(after)]
         assert offsets == [[-1, -1]] * len(before) + inner + [[-1, -1]] * len(after)
         first = number * (room - overlap)
