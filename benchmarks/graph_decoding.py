@@ -7,6 +7,9 @@ Random weights; the rival is a plain Llama of the same sizes with its cache, in 
 cached and uncached decoding are compared. Cache bytes stand beside what the table of each variant promises. The
 original cannot decode with a cache (it crashes): with --original its uncached step is timed in its own environment,
 which graph_models.py describes.
+
+`--adapted` times a sparse-GIN adapter beside its base, in the shapes of two models that people have; weights are
+random. "shared" makes attention's answer of the adapter's weights.
 """
 
 import argparse
@@ -19,10 +22,11 @@ from types import SimpleNamespace
 
 import torch
 from measuring import in_turn, keep, machine, ratio
+from peft import get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from worker_process import Worker, standing
 
-from graft import LlamaForCausalLMWithGNN, LlamaGNNConfig
+from graft import LlamaForCausalLMWithGNN, LlamaGNNConfig, SparseGINConfig
 from graft.modeling.transformers_compat import cache_argument
 
 MODEL_WORKER = Path(__file__).parent / "graph_model_worker.py"
@@ -46,6 +50,26 @@ VARIANTS = {
     "sparse per head": {"attention": "llama", "sparse": {"rank": 8, "per_head": True}},
     "cg": {"attention": "cg", "latent": {"tokens_per_latent": [LATENT]}},
     "halfway gin": {"attention": "llama", "mlp": "halfway_gin"},
+}
+
+
+ADAPTED = {
+    "SmolLM2-135M": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "Llama-3.2-1B": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
 }
 
 
@@ -137,6 +161,26 @@ def row(name: str, length: int, rounds: int, original: Worker | None = None) -> 
     return found
 
 
+@torch.no_grad()
+def adapted_row(name: str, length: int, rounds: int) -> dict:
+    """A stock Llama of that shape alone, with an adapter, and with one that shares scores, in turn."""
+    ids = torch.randint(0, 40000, (1, length), generator=torch.Generator().manual_seed(length))
+    calls = {}
+    for system in ("base", "adapter", "shared"):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**ADAPTED[name], tie_word_embeddings=True)).eval()
+        if system != "base":
+            model = get_peft_model(model, SparseGINConfig(shares_scores=system == "shared")).eval()
+        calls[system] = filled(model, ids).step
+    times = in_turn(calls, rounds)
+    found = {"variant": f"adapter on the shape of {name}", "length": length}
+    for system, taken in times.items():
+        found[f"ms {system}"] = round(1e3 * statistics.median(taken), 2)
+        if system != "base":
+            found[f"{system} / base"] = ratio(taken, times["base"])
+    return found
+
+
 def original_of(arguments: argparse.Namespace, length: int) -> Worker:
     """The original's GIN model, which can only read the whole text again for each token."""
     sizes = {**SIZES, "num_key_value_heads": SIZES["num_attention_heads"]}  # it crashes with fewer
@@ -147,7 +191,9 @@ def original_of(arguments: argparse.Namespace, length: int) -> Worker:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--adapted", nargs="*", default=[], choices=list(ADAPTED))
+    parser.add_argument("--result", default="graph_decoding", help="name of the file of results")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--original", type=Path, help="folder that holds the original's package xgpt")
     parser.add_argument("--original-python", default=sys.executable, help="with transformers 4.46.3")
@@ -164,8 +210,11 @@ def main(argv=None) -> int:
                 found = row(name, length, arguments.rounds, original)
             rows.append(found)
             print(json.dumps(found), flush=True)
+        for name in arguments.adapted:
+            rows.append(adapted_row(name, length, arguments.rounds))
+            print(json.dumps(rows[-1]), flush=True)
     settings = {**SIZES, "rounds": arguments.rounds, "dtype": "float32", "batch": 1}
-    print("kept in", keep("graph_decoding", settings, rows, about))
+    print("kept in", keep(arguments.result, settings, rows, about))
     return 0
 
 

@@ -16,8 +16,9 @@ FEW = 4
 """Rows up to which each shape that was measured gained."""
 LARGE = 2**16
 """Numbers of a weight from which on anything is gained; 256 x 256 takes as long either way."""
-BLOCKS = 4
-"""Of the weight's rows. Two are as fast; one is the matrix-vector product again."""
+BLOCKS = (4, 5, 3, 2)
+"""Of the weight's rows: the first of these that divides them. All are as fast; one block is the matrix-vector product
+again."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,15 +34,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     outputs, inputs = weight.shape
     rows = x.numel() // max(inputs, 1)
-    if not (0 < rows <= FEW and outputs >= BLOCKS and outputs * inputs >= LARGE and _are_plain(x, weight)):
+    if not (0 < rows <= FEW and outputs >= BLOCKS[0] and outputs * inputs >= LARGE and _are_plain(x, weight)):
         return functional.linear(x, weight, bias)
-    columns = x.reshape(rows, inputs).t().expand(BLOCKS, inputs, rows)
-    rest = outputs % BLOCKS
+    blocks = next((count for count in BLOCKS if outputs % count == 0), BLOCKS[0])
+    columns = x.reshape(rows, inputs).t().expand(blocks, inputs, rows)
+    rest = outputs % blocks
     if rest == 0:
-        product = torch.bmm(weight.view(BLOCKS, outputs // BLOCKS, inputs), columns).view(outputs, rows)
+        product = torch.bmm(weight.view(blocks, outputs // blocks, inputs), columns).view(outputs, rows)
     else:
-        blocks = weight[:-rest].view(BLOCKS, outputs // BLOCKS, inputs)
-        product = torch.cat([torch.bmm(blocks, columns).view(-1, rows), weight[-rest:] @ columns[0]])
+        cut = weight[:-rest].view(blocks, outputs // blocks, inputs)
+        product = torch.cat([torch.bmm(cut, columns).view(-1, rows), weight[-rest:] @ columns[0]])
     product = product.t().contiguous().view(*x.shape[:-1], outputs)
     return product if bias is None else product + bias
 

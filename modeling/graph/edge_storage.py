@@ -74,7 +74,7 @@ class BlockedEdges:
         """sum_j w_ij z_j of sources z (..., source, width)."""
         slices = SummedSlices(sources)
         parts = [block.to(sources.dtype) @ slices.take(0, block.shape[-1]) for block in self.blocks]
-        return torch.cat(parts, dim=-2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,8 @@ def grouped_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """
     if query.shape[1] == key.shape[1]:
         return dot_scores(query, key, scaling)
-    by_group = (key.shape[1], query.shape[1] // key.shape[1])
-    together = query.unflatten(1, by_group).flatten(2, 3)  # (batch, groups, heads of a group x rows, width)
-    scores = dot_scores(together, key, scaling)
-    return scores.unflatten(2, (by_group[1], query.shape[2])).flatten(1, 2)
+    scores = dot_scores(_by_group(query, key.shape[1]), key, scaling)
+    return scores.view(*query.shape[:3], key.shape[2])
 
 
 def grouped_sum(weights: Tensor, value: Tensor) -> Tensor:
@@ -32,9 +30,12 @@ def grouped_sum(weights: Tensor, value: Tensor) -> Tensor:
     """
     if weights.shape[1] == value.shape[1]:
         return weights @ value
-    by_group = (value.shape[1], weights.shape[1] // value.shape[1])
-    together = weights.unflatten(1, by_group).flatten(2, 3)  # (batch, groups, heads of a group x rows, source)
-    return (together @ value).unflatten(2, (by_group[1], weights.shape[2])).flatten(1, 2)
+    return (_by_group(weights, value.shape[1]) @ value).view(*weights.shape[:3], value.shape[3])
+
+
+def _by_group(states: Tensor, groups: int) -> Tensor:
+    """(batch, heads, rows, width) to (batch, groups, heads of a group x rows, width)."""
+    return states.reshape(states.shape[0], groups, -1, states.shape[3])
 
 
 def pair_scores(targets: Tensor, sources: Tensor, weight: Tensor) -> Tensor:

@@ -102,6 +102,8 @@ def triangle_softmax(scores: Tensor) -> Tensor:
     """
     rows = scores.shape[-2]
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    if rows == 1:
+        return scores.softmax(-1)
     later = scores.new_full((rows, rows), -torch.inf).triu(1)
     with torch.no_grad():  # the score behind a weight of 0 has gradient 0: autograd need not follow
         scores[..., scores.shape[-1] - rows :] += later

@@ -48,8 +48,8 @@ def test_it_equals_a_loop_over_rows_and_outputs(seed, shape, inputs, outputs, ha
 def test_rows_and_weights_may_be_views_of_any_layout(rows):
     rng = torch.Generator().manual_seed(rows)
     wide = torch.randn(rows, 12, generator=rng)
-    weight = torch.randn(5, 4 * BLOCKS, generator=rng).t()  # outputs lie apart
-    held = torch.randn(4 * BLOCKS + 3, 5, generator=rng)[3:]  # behind other rows
+    weight = torch.randn(5, 4 * BLOCKS[0], generator=rng).t()  # outputs lie apart
+    held = torch.randn(4 * BLOCKS[0] + 3, 5, generator=rng)[3:]  # behind other rows
     for x in (wide[:, 7:], wide[:, ::2][:, :5], torch.randn(5, rows, generator=rng).t()):
         for matrix in (weight, held):
             with torch.no_grad():
@@ -117,8 +117,8 @@ def test_other_kinds_of_linear_maps_keep_their_own_way():
 def test_few_rows_meet_blocks_of_the_weight_and_more_do_not(rows, monkeypatch):
     seen, bmm = [], torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda *given: seen.append(given[0].shape) or bmm(*given))
-    linear(torch.randn(rows, 6), torch.randn(2 * BLOCKS, 6))
-    assert seen == ([(BLOCKS, 2, 6)] if rows <= FEW else [])
+    linear(torch.randn(rows, 6), torch.randn(2 * BLOCKS[0], 6))
+    assert seen == ([(BLOCKS[0], 2, 6)] if rows <= FEW else [])
 
 
 def test_a_weight_of_a_kind_of_its_own_is_asked_for_the_product_as_torch_asks_it():
