@@ -9,6 +9,7 @@ import json
 import sys
 
 import torch
+from safetensors.torch import load_file, save_file
 from served_calls import answers, passes, serve, without_scatter
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,11 +102,11 @@ def take_weights(model, arguments: argparse.Namespace) -> None:
     if arguments.weights is None:
         return
     if arguments.system == "original":
-        torch.save(model.state_dict(), arguments.weights)
+        save_file({name: weight.clone() for name, weight in model.state_dict().items()}, arguments.weights)
     elif arguments.system == "ours":
         from graft.compat.xgpt import convert_state_dict
 
-        model.load_state_dict(convert_state_dict(torch.load(arguments.weights, weights_only=True), model))
+        model.load_state_dict(convert_state_dict(load_file(arguments.weights), model))
 
 
 def freeze_base(model, arguments: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ def workers_of(case: dict[str, Any], weights: Path, arguments: argparse.Namespac
 def compare(case: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All systems of a case in turn. Refuses a fast wrong answer."""
     with tempfile.TemporaryDirectory() as folder, standing({}) as workers:
-        workers |= workers_of(case, Path(folder) / "weights.pt", arguments)
+        workers |= workers_of(case, Path(folder) / "weights.safetensors", arguments)
         if "original" in workers and case["variant"] in SAME_NUMBERS:
             off = difference(workers, "ours", "original")
             if not off < 1e-3 or math.isnan(off):

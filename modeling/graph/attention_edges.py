@@ -5,12 +5,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .adjacency import AttentionAdjacency
-from .attention_rows import AttentionRows, ScoredPairs
+from .attention_rows import AttentionRows, ScoredPairs, read_by
 from .edge_storage import BlockedEdges, Edges, SparseEdges, edges_to_keep, largest_edges
-from .pair_scores import grouped_sum
 from .summed_slices import SummedSlices
 from .visible_rows import row_blocks
 
@@ -75,9 +73,8 @@ def _attend_rows(
 ) -> tuple[Tensor, ...]:
     weights, visible = attention.weights(rows)
     edges = connect(weights, visible, rows)
-    value = values.take(0, weights.shape[-1])
     # Last, for a block that is computed again in the backward pass stops before what no gradient needs.
-    return grouped_sum(functional.dropout(weights, dropout, dropout > 0).to(value.dtype), value), *edges
+    return read_by(weights, values, dropout), *edges
 
 
 def _edges_of(

@@ -78,8 +78,12 @@ class AttentionRows:
         values = SummedSlices(value)
 
         def compute(rows: range) -> Tensor:
-            weights, _ = self.weights(rows)
-            kept = functional.dropout(weights, dropout, dropout > 0).to(value.dtype)
-            return grouped_sum(kept, values.take(0, weights.shape[-1]))
+            return read_by(self.weights(rows)[0], values, dropout)
 
         return in_row_blocks(compute, self.pairs.sizes[0], self.pairs.bytes_of_row, block_bytes)
+
+
+def read_by(weights: Tensor, values: SummedSlices, dropout: float) -> Tensor:
+    """What weights (batch, heads, rows, seen) read of the values of the first `seen` keys, some weights dropped."""
+    value = values.take(0, weights.shape[-1])
+    return grouped_sum(functional.dropout(weights, dropout, dropout > 0).to(value.dtype), value)

@@ -1,7 +1,7 @@
 """Feed-forward parts of a graph-aware Llama: plainer ones, and three that send messages along attention.
 
-A message is a sum over the attention of the layer, P_h u, computed as one more fused attention call with u in the
-place of values: no attention map is written out. Buehler 2025, arXiv 2501.02393.
+A message is a sum over the attention of the layer, P_h u, computed as one more attention call with u in the
+place of values: no attention map of all rows is written out. Buehler 2025, arXiv 2501.02393.
 """
 
 from typing import Any
