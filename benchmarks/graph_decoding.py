@@ -172,6 +172,7 @@ def adapted_row(name: str, length: int, rounds: int) -> dict:
         if system != "base":
             model = get_peft_model(model, SparseGINConfig(shares_scores=system == "shared")).eval()
         calls[system] = filled(model, ids).step
+    torch.testing.assert_close(calls["shared"](), calls["adapter"](), atol=1e-3, rtol=1e-3)
     times = in_turn(calls, rounds)
     found = {"variant": f"adapter on the shape of {name}", "length": length}
     for system, taken in times.items():
@@ -213,7 +214,8 @@ def main(argv=None) -> int:
         for name in arguments.adapted:
             rows.append(adapted_row(name, length, arguments.rounds))
             print(json.dumps(rows[-1]), flush=True)
-    settings = {**SIZES, "rounds": arguments.rounds, "dtype": "float32", "batch": 1}
+    settings = {**SIZES, "adapted": {name: ADAPTED[name] for name in arguments.adapted}}
+    settings |= {"rounds": arguments.rounds, "dtype": "float32", "batch": 1}
     print("kept in", keep(arguments.result, settings, rows, about))
     return 0
 

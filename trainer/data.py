@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from graft.trainer import tokenisation
 from graft.trainer.arguments import DataArguments, RunConfiguration
 from graft.trainer.block_rules import has_target
+from graft.trainer.column_types import COLUMN_TYPES
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.knowledge_graph_data import KnowledgeGraphs
 from graft.trainer.oracle_sentences import oracle_sources
 from graft.trainer.packed_rows import packed_rows
-from graft.trainer.row_mapping import COLUMN_TYPES, RowMapping, tokenised_rows, tokenizer_fingerprint
+from graft.trainer.row_mapping import RowMapping, tokenised_rows, tokenizer_fingerprint
 from graft.trainer.row_settings import (
     chunk_rule,
     column_settings,

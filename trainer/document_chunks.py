@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features
 from transformers import PreTrainedTokenizerBase
 
 from graft.atomic_files import new_file
+from graft.trainer.column_types import COLUMN_TYPES
 from graft.trainer.tokenisation import (
     IGNORED,
     Batch,
@@ -32,7 +33,15 @@ from graft.trainer.tokenisation import (
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_offsets")
+_CHUNK_COLUMNS = (
+    "document_id",
+    "chunk_index",
+    "chunk_count",
+    "dropped_tokens",
+    "input_ids",
+    "attention_mask",
+    "length",
+)
 TEXT_COLUMNS = ("raw_text_chunks", "chunk_start", "chunk_end", "token_offsets")
 Ids = list[int]
 Span = tuple[int, int]
@@ -104,11 +113,14 @@ def chunk_dataset(
         if capture_raw_text:
             chunks["token_offsets"] = [offsets.tolist() for offsets in chunks["token_offsets"]]
         return chunks
+    types = {name: kind for name, kind in examples.features.items() if name not in names}
+    new = (*_CHUNK_COLUMNS, *(TEXT_COLUMNS if capture_raw_text else ()))
     chunked = examples.map(
-        _chunk_rows,
+        _chunk_batch,
         batched=True,
         with_indices=True,
         remove_columns=columns,
+        features=Features(types | {name: COLUMN_TYPES[name] for name in new}),
         fn_kwargs={"tokenizer": tokenizer, "rules": rules, "names": names},
         desc="Chunking",
     )
@@ -136,12 +148,6 @@ def _chunk_batch(
     copied = {name: [values[row] for row in rows] for name, values in batch.items() if name not in names}
     documents = [str(name) for name in batch.get("id", indices)]
     return copied | {"document_id": [documents[row] for row in rows]} | chunks
-
-
-def _chunk_rows(*given: Any, **options: Any) -> Batch:
-    """As `_chunk_batch`, rows of tokens as arrays: of a list `datasets` looks at every number."""
-    columns = _chunk_batch(*given, **options)
-    return columns | {name: [np.asarray(row) for row in columns[name]] for name in _TOKEN_COLUMNS if name in columns}
 
 
 def chunk_spans(num_tokens: int, body: int, overlap: int = 0, least: int = 10) -> list[Span]:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from graft.graphs.knowledge_graph.chunk_weights import chunk_weights
 from graft.graphs.knowledge_graph.document_entities import DocumentEntities
+from graft.trainer.column_types import COLUMN_TYPES
 from graft.trainer.knowledge_graph_arguments import KnowledgeGraphArguments
-from graft.trainer.row_mapping import COLUMN_TYPES, RowMapping
+from graft.trainer.row_mapping import RowMapping
 from graft.trainer.tokenisation import Batch
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""How `datasets` maps our rows: the types of our columns, and fingerprints of all that a result depends on."""
+"""How `datasets` maps our rows: with fingerprints of all that a result depends on."""
 
 from __future__ import annotations
 
@@ -11,33 +11,16 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features
 from transformers import PreTrainedTokenizerBase
 
 import graft
 from graft.trainer.arguments import DataArguments
+from graft.trainer.column_types import COLUMN_TYPES
 from graft.trainer.configuration_error import ConfigurationError
 from graft.trainer.document_chunks import ChunkedSettings
 from graft.trainer.tokenisation import TokenSettings
 
-COLUMN_TYPES: dict[str, Any] = {
-    "id": Value("string"),
-    "references": List(Value("string")),
-    "truncated": Value("bool"),
-    **dict.fromkeys(("document_id", "raw_text_chunks"), Value("string")),
-    **dict.fromkeys(("length", "source_tokens", "scored_bytes"), Value("int64")),
-    **dict.fromkeys(("chunk_index", "chunk_count", "chunk_start", "chunk_end"), Value("int64")),
-    **dict.fromkeys(("graph_chunks", "graph_readers", "graph_edges"), Value("int64")),
-    "token_offsets": List(List(Value("int64"))),
-    "chunk_weights": List(List(Value("float32"))),
-    **dict.fromkeys(
-        (
-            *("input_ids", "attention_mask", "labels", "position_ids", "prompt_ids", "memory_ids"),
-            *("token_starts", "chunk_ids"),
-        ),
-        List(Value("int64")),
-    ),
-}
 _TEXTS = ("source", "prefix", "target", "messages")
 
 

@@ -75,6 +75,7 @@ def test_a_folder_may_be_read_only(copy, embedder):
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
     try:
         read_all(copy, embedder)
+        assert all(not stat.S_IMODE(path.stat().st_mode) & 0o222 for path in paths)
     finally:
         for path in paths:
             path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
