@@ -21,7 +21,7 @@ from measuring import keep, machine, ratio
 from retro_models import CHUNK, NEIGHBOURS, SHAPES, VOCABULARY, original_model, our_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from graft.modeling import few_rows
+from graft.modeling import cpu_linear
 
 
 class Clock(StoppingCriteria):
@@ -109,7 +109,7 @@ def systems(arguments, ours):
         "ours": lambda: generate(ours, *given, neighbours),
         "plain decoder": lambda: generate(ours, *given, None),
         "recompute": lambda: generate(ours, *given, neighbours, use_cache=False),
-        "matrix products": lambda: products_of_one_row(weights, arguments.tokens, few_rows.linear),
+        "matrix products": lambda: products_of_one_row(weights, arguments.tokens, cpu_linear.linear),
         "torch's matrix products": lambda: products_of_one_row(weights, arguments.tokens, torch.nn.functional.linear),
     }
     if arguments.original:

@@ -7,7 +7,6 @@ them natively and a block stays in cache.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-PROCESSORS = "/proc/cpuinfo"
+from .onednn import HAS_ONEDNN, onednn_linear
+from .processor import AVX512_MAKER
 
-
-def _avx512_maker() -> str | None:
-    """Who made a processor with AVX-512, "AMD" or "Intel" (also where that cannot be read); None without AVX-512."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
-    try:
-        with open(PROCESSORS, encoding="utf-8", errors="replace") as lines:
-            return "AMD" if any("AuthenticAMD" in line for line in islice(lines, 30)) else "Intel"
-    except OSError:
-        return "Intel"
-
-
-AVX512_MAKER = _avx512_maker()
 BLOCK_ROWS = 1024
 """Vectors widened at a time: a block of 768 float32 numbers a row is 3 MB, about the cache of a core."""
 FEW_QUERIES = 256
@@ -51,8 +38,6 @@ MANY = 32768
 """From so many scores on that pays, if there are four groups for each score that is kept."""
 SELECTED_AT_ONCE = 2**18
 """Scores numpy selects from at a time, so that its copy of them stays in cache."""
-
-_onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:
@@ -80,12 +65,12 @@ def _products(queries: Tensor, vectors: Tensor) -> Tensor:
     (count, dim), source = queries.shape[-2:], vectors.shape[-2]
     on_cpu = queries.device.type == "cpu"
     suits = on_cpu and queries.dtype == torch.float32 and count <= FEW_QUERIES and dim >= WIDE
-    if _onednn_linear is None or not suits or _needs_gradient(queries, vectors):
+    if not (HAS_ONEDNN and suits):
         if RIGHT_IS_FASTER and on_cpu and count <= VERY_FEW_QUERIES and source >= LONG:
             return (vectors @ queries.transpose(-1, -2)).transpose(-1, -2)
         return queries @ vectors.transpose(-1, -2)
     pairs = zip(queries.reshape(-1, count, dim), vectors.reshape(-1, source, dim), strict=True)
-    scores = torch.stack([_onednn_linear(them, us.contiguous(), None, "none", [], "").T for us, them in pairs])
+    scores = torch.stack([onednn_linear(them, us.contiguous()).T for us, them in pairs])
     return scores.view(*queries.shape[:-1], -1)
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from ..few_rows import Linear
+from ..cpu_linear import Linear
 from .per_head_mlp import grouped_linear
 
 

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from ...configuration.configuration_gnn import MESSAGE_MLPS, GNNConfig, LlamaGNNConfig
-from ..few_rows import with_fast_linears
+from ..cpu_linear import with_fast_linears
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_of, take_cache
 from .attention_rows import ScoredPairs

@@ -17,7 +17,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ...configuration.configuration_retro import RetroConfig
-from ..few_rows import Linear
+from ..cpu_linear import Linear
 from ..remote_code import SavesItsCode
 from ..transformers_compat import cache_argument, cache_of
 from .attention_weights import RectifiedAttention, SoftmaxAttention

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ...configuration.configuration_retro import RetroConfig
-from ..few_rows import Linear
+from ..cpu_linear import Linear
 from .few_numbers import GELU
 from .partial_rotary import Rotary, rotate
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..attachment import serve
-from ..few_rows import with_fast_linears
+from ..cpu_linear import with_fast_linears
 from ..remote_code import SavesItsCode
 from .attend import offer_memory
 from .memory import Memory

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ...configuration.configuration_unlimiformer import UnlimiformerConfig
 from ..attachment import device_of
-from ..few_rows import Linear
+from ..cpu_linear import Linear
 from ..transformers_compat import cache_argument
 from .families import encoder_width, key_rotations, memory_layers, model_shape, projections
 from .memory import Memory
@@ -336,6 +336,7 @@ def remember_encoded(
             states[reading.document, documents.place(reading)] = row[reading.kept].to(states.dtype)
             if reading.window.start == 0:
                 first_window[reading.document, : reading.length] = row
+        del encoded, row
     keeps_keys = stores_keys(config, attentions)
     keys, values, window_keys, window_values = {}, {}, {}, {}
     windowed = config.heads is not None or config.first_step == "window"

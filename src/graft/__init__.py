@@ -50,7 +50,7 @@ _PUBLIC = {
     "UnlimiformerT5Config": "graft.configuration.configuration_unlimiformer",
     "UnlimiformerT5ForConditionalGeneration": "graft.modeling.unlimiformer.modeling_unlimiformer_t5",
     "chunk_dataset": "graft.trainer.document_chunks",
-    "decode_faster": "graft.modeling.few_rows",
+    "decode_faster": "graft.modeling.cpu_linear",
     "estimate_memory": "graft.modeling.unlimiformer.memory_size",
     "retrofit": "graft.modeling.retro.retrofit",
     "unlimiform": "graft.modeling.unlimiformer.attach",
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     )
     from graft.graphs.query_plan.query_plan_graph import QueryPlanGraph as QueryPlanGraph
     from graft.modeling.attachment import Attachment as Attachment
-    from graft.modeling.few_rows import decode_faster as decode_faster
+    from graft.modeling.cpu_linear import decode_faster as decode_faster
     from graft.modeling.graph.external_edges import ChunkGraph as ChunkGraph
     from graft.modeling.graph.external_edges import TokenEdges as TokenEdges
     from graft.modeling.graph.graph_recorder import GraphRecorder as GraphRecorder

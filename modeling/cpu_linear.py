@@ -1,24 +1,36 @@
-"""Linear maps of the few rows of a decoding step on a CPU, which read their weights as fast as memory gives them.
+"""Linear maps on a CPU, as fast as it reads and multiplies: few rows in blocks of the weight, more by oneDNN.
 
-torch multiplies one row by a weight with the matrix-vector product of its BLAS, and two to four by one that packs the
-whole weight first. On an AMD processor those of MKL read it at a third to a sixth of memory's speed. A batched product
-of blocks of its rows, which are views of it, does not. Measured on two cores with AVX-512, the weight not in the
-caches, a head of 28,996 x 256: 1.2 ms and not 4.1 for one row, 1.3 and not 8.0 for two, 1.5 and not 6.2 for four.
+Few rows are a decoding step. torch multiplies one by a weight with the matrix-vector product of its BLAS, and two to
+four by one that packs the whole weight first. On an AMD processor those of MKL read it at a third to a sixth of
+memory's speed. A batched product of blocks of its rows, which are views of it, does not. Measured on two cores with
+AVX-512, the weight not in the caches, a head of 28,996 x 256: 1.2 ms and not 4.1 for one row, 1.3 and not 8.0 for two,
+1.5 and not 6.2 for four.
+
+More rows are multiplied by oneDNN there, two to three times as fast as by MKL where a wide weight meets tens of rows
+(beams, batches), 1.1 to 1.6 times where it meets a thousand (documents, training): `benchmarks/cpu_linear.py`.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..retrieval.onednn import HAS_ONEDNN, onednn_linear
+from ..retrieval.processor import AVX512_MAKER
 from .attachment import Attachment
 
 FEW = 4
-"""Rows up to which each shape that was measured gained."""
+"""Rows up to which each shape that was measured gained from blocks."""
 LARGE = 2**16
-"""Numbers of a weight from which on anything is gained; 256 x 256 takes as long either way."""
+"""Numbers of a weight from which on blocks gain anything; 256 x 256 takes as long either way."""
 BLOCKS = (4, 5, 3, 2)
 """Of the weight's rows: the first of these that divides them. All are as fast; one block is the matrix-vector product
 again."""
+SHORT = 3072
+"""Numbers of a few rows up to which blocks are as fast as oneDNN: one row of 3,072, four of 768."""
+LARGE_FOR_ONEDNN = 2**18
+"""Numbers of a weight from which on oneDNN gains; 256 x 256 and few rows take it 1.5 times as long."""
+ONEDNN_IS_FASTER = HAS_ONEDNN and AVX512_MAKER == "AMD"
+"""Where it was measured. Intel's own BLAS runs at the rate of its processors."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,9 +45,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., outputs).
     """
     outputs, inputs = weight.shape
-    rows = x.numel() // max(inputs, 1)
-    if not (0 < rows <= FEW and outputs >= BLOCKS[0] and outputs * inputs >= LARGE and _are_plain(x, weight)):
+    rows, numbers = x.numel() // max(inputs, 1), outputs * inputs
+    if rows == 0 or numbers < LARGE or not _are_plain(x, weight):
         return functional.linear(x, weight, bias)
+    if (rows > FEW or x.numel() > SHORT) and numbers >= LARGE_FOR_ONEDNN and _suits_onednn(x):
+        return onednn_linear(x, weight, bias)
+    if rows <= FEW and outputs >= BLOCKS[0]:
+        return _in_blocks(x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` of a few rows by a batched product of blocks of the weight's rows."""
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs
     blocks = next((count for count in BLOCKS if outputs % count == 0), BLOCKS[0])
     columns = x.reshape(rows, inputs).t().expand(blocks, inputs, rows)
     rest = outputs % blocks
@@ -46,6 +69,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product = torch.cat([torch.bmm(cut, columns).view(-1, rows), weight[-rest:] @ columns[0]])
     product = product.t().contiguous().view(*x.shape[:-1], outputs)
     return product if bias is None else product + bias
+
+
+def _suits_onednn(x: Tensor) -> bool:
+    """Whether oneDNN is the faster here; code that is compiled chooses its kernels itself."""
+    return ONEDNN_IS_FASTER and x.dtype is torch.float32 and not torch.compiler.is_compiling()
 
 
 def _are_plain(x: Tensor, weight: Tensor) -> bool:
@@ -87,6 +115,7 @@ def decode_faster(model: nn.Module) -> Attachment:
     """Let the linear maps of any model read their weights at memory's speed for few rows, until the handle is removed.
 
     On a CPU, in float32 or float64, for at most `FEW` rows and weights of at least `LARGE` numbers: a decoding step.
+    On AMD processors with AVX-512 more rows are multiplied faster too, in float32: beams, batches, reading, training.
     Results then differ from the stock model's in their last places. Where a weight is read at memory's speed anyway,
     nothing is gained.
 

@@ -1,4 +1,4 @@
-"""The product of few rows gives what a loop over them gives, whatever their number, layout and dtype."""
+"""The product of few rows and of many gives what a loop over them gives, whatever their number, layout and dtype."""
 
 import pytest
 import torch
@@ -6,13 +6,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_decoders import tiny_decoder
 
-from graft.modeling import few_rows
-from graft.modeling.few_rows import BLOCKS, FEW, Linear, decode_faster, linear
+from graft.modeling import cpu_linear
+from graft.modeling.cpu_linear import BLOCKS, FEW, Linear, decode_faster, linear
+from graft.retrieval.onednn import HAS_ONEDNN
 
 
 @pytest.fixture(autouse=True)
 def _small_weights_count(monkeypatch):
-    monkeypatch.setattr(few_rows, "LARGE", 0)
+    monkeypatch.setattr(cpu_linear, "LARGE", 0)
+    monkeypatch.setattr(cpu_linear, "LARGE_FOR_ONEDNN", 0)
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="no oneDNN"))])
+def with_onednn(request, monkeypatch):
+    monkeypatch.setattr(cpu_linear, "ONEDNN_IS_FASTER", request.param)
+    return request.param
 
 
 def naive_linear(x, weight, bias):
@@ -25,13 +33,13 @@ def naive_linear(x, weight, bias):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
-    shape=st.sampled_from([(1,), (1, 1), (2, 1), (1, 3), (2, 2), (1, 1, 1), (1, 5)]),
+    shape=st.sampled_from([(1,), (1, 1), (2, 1), (1, 3), (2, 2), (1, 1, 1), (1, 5), (2, 3, 4), (17,)]),
     inputs=st.integers(1, 9),
     outputs=st.integers(1, 13),
     has_bias=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_it_equals_a_loop_over_rows_and_outputs(seed, shape, inputs, outputs, has_bias, dtype):
+def test_it_equals_a_loop_over_rows_and_outputs(with_onednn, seed, shape, inputs, outputs, has_bias, dtype):
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(*shape, inputs, generator=rng, dtype=dtype)
     weight = torch.randn(outputs, inputs, generator=rng, dtype=dtype)
@@ -45,7 +53,7 @@ def test_it_equals_a_loop_over_rows_and_outputs(seed, shape, inputs, outputs, ha
 
 
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
-def test_rows_and_weights_may_be_views_of_any_layout(rows):
+def test_rows_and_weights_may_be_views_of_any_layout(with_onednn, rows):
     rng = torch.Generator().manual_seed(rows)
     wide = torch.randn(rows, 12, generator=rng)
     weight = torch.randn(5, 4 * BLOCKS[0], generator=rng).t()  # outputs lie apart
@@ -57,10 +65,11 @@ def test_rows_and_weights_may_be_views_of_any_layout(rows):
             torch.testing.assert_close(given.double(), naive_linear(x, matrix, None), rtol=1e-4, atol=1e-5)
 
 
-def test_the_module_has_torchs_gradients_and_is_torchs_under_autocast():
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3)])
+def test_the_module_has_torchs_gradients_and_is_torchs_under_autocast(with_onednn, shape):
     ours, torchs = Linear(6, 8), torch.nn.Linear(6, 8)
     torchs.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 6, requires_grad=True)
+    x = torch.randn(*shape, 6, requires_grad=True)
     gradients = [
         torch.autograd.grad(module(x).square().sum(), [x, module.weight, module.bias]) for module in (ours, torchs)
     ]
@@ -80,7 +89,7 @@ def test_no_rows_give_none():
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gpt2"])
-def test_a_model_decodes_the_same_text_and_is_what_it_was_afterwards(family):
+def test_a_model_decodes_the_same_text_and_is_what_it_was_afterwards(with_onednn, family):
     model = tiny_decoder(family, torch.float32)
     ids = torch.arange(3, 9)[None]
     options = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -114,11 +123,36 @@ def test_other_kinds_of_linear_maps_keep_their_own_way():
 
 
 @pytest.mark.parametrize("rows", range(1, FEW + 2))
-def test_few_rows_meet_blocks_of_the_weight_and_more_do_not(rows, monkeypatch):
+def test_cpu_linear_meet_blocks_of_the_weight_and_more_do_not(rows, monkeypatch):
     seen, bmm = [], torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda *given: seen.append(given[0].shape) or bmm(*given))
     linear(torch.randn(rows, 6), torch.randn(2 * BLOCKS[0], 6))
     assert seen == ([(BLOCKS[0], 2, 6)] if rows <= FEW else [])
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="no oneDNN")
+@pytest.mark.parametrize(
+    ("rows", "inputs", "dtype", "goes_there"),
+    [
+        (1, 12, torch.float32, False),
+        (1, 13, torch.float32, True),
+        (3, 4, torch.float32, False),
+        (3, 5, torch.float32, True),
+        (FEW + 1, 2, torch.float32, True),
+        (FEW + 1, 2, torch.float64, False),
+    ],
+)
+def test_many_numbers_go_to_onednn_where_that_is_faster(rows, inputs, dtype, goes_there, monkeypatch):
+    seen, ours = [], cpu_linear.onednn_linear
+    monkeypatch.setattr(cpu_linear, "ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(cpu_linear, "SHORT", 12)
+    monkeypatch.setattr(cpu_linear, "onednn_linear", lambda *given: seen.append(len(given[0])) or ours(*given))
+    x, weight = torch.randn(rows, inputs, dtype=dtype), torch.randn(8, inputs, dtype=dtype)
+    torch.testing.assert_close(linear(x, weight), torch.nn.functional.linear(x, weight), rtol=1e-5, atol=1e-5)
+    assert seen == [rows] * goes_there
+    monkeypatch.setattr(cpu_linear, "LARGE_FOR_ONEDNN", 8 * inputs + 1)
+    linear(x, weight)
+    assert seen == [rows] * goes_there
 
 
 def test_a_weight_of_a_kind_of_its_own_is_asked_for_the_product_as_torch_asks_it():
@@ -134,7 +168,7 @@ def test_a_weight_of_a_kind_of_its_own_is_asked_for_the_product_as_torch_asks_it
 
 
 def test_small_weights_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(few_rows, "LARGE", 6 * 8 + 1)
+    monkeypatch.setattr(cpu_linear, "LARGE", 6 * 8 + 1)
     monkeypatch.setattr(torch, "bmm", lambda *_: pytest.fail("a small weight was cut into blocks"))
     x, weight = torch.randn(1, 6), torch.randn(8, 6)
     assert torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))
