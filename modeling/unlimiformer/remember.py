@@ -324,7 +324,10 @@ def remember_encoded(
     layers = memory_layers(config, model.config)
     width, head_dim = encoder_width(model.config), model_shape(model.config).head_dim
     states = torch.zeros(count, longest, width, dtype=stored_dtype(model, config), device=ids.device)
-    first_window = torch.zeros(count, min(ids.shape[1], window), width, dtype=model.dtype, device=ids.device)
+    windowed = config.heads is not None or config.first_step == "window"
+    read_first = [layer for layer in range(len(attentions)) if windowed or layer not in layers]
+    first_width = min(ids.shape[1], window) if read_first else 0
+    first_window = torch.zeros(count, first_width, width, dtype=model.dtype, device=ids.device)
     batches = plan_batches(documents, window, config, causal=False, device=ids.device)
     for batch, tokens in read_windows(ids, batches, progress):
         global_tokens = documents.global_tokens
@@ -334,17 +337,16 @@ def remember_encoded(
         check_finite(encoded, batch)
         for reading, row in zip(batch, encoded, strict=True):
             states[reading.document, documents.place(reading)] = row[reading.kept].to(states.dtype)
-            if reading.window.start == 0:
+            if read_first and reading.window.start == 0:
                 first_window[reading.document, : reading.length] = row
-        del encoded, row
+        del encoded, row  # before the next window is read
     keeps_keys = stores_keys(config, attentions)
     keys, values, window_keys, window_values = {}, {}, {}, {}
-    windowed = config.heads is not None or config.first_step == "window"
     for layer, attention in enumerate(attentions):
         if keeps_keys and layer in layers:
-            made = cross_projections(attention, states.to(first_window.dtype), head_dim)
+            made = cross_projections(attention, states.to(model.dtype), head_dim)
             keys[layer], values[layer] = (tensor.to(states.dtype).contiguous() for tensor in made)
-        if windowed or layer not in layers:
+        if layer in read_first:
             made = cross_projections(attention, first_window, head_dim)
             window_keys[layer], window_values[layer] = map(Tensor.contiguous, made)
     hidden = None if keeps_keys else states
