@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..retrieval.onednn import HAS_ONEDNN, onednn_linear
-from ..retrieval.processor import AVX512_MAKER
+from ..cpu import AVX512_MAKER, HAS_ONEDNN, onednn_linear
 from .attachment import Attachment
 
 FEW = 4

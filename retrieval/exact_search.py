@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .onednn import HAS_ONEDNN, onednn_linear
-from .processor import AVX512_MAKER
+from ..cpu import AVX512_MAKER, HAS_ONEDNN, onednn_linear
 
 BLOCK_ROWS = 1024
 """Vectors widened at a time: a block of 768 float32 numbers a row is 3 MB, about the cache of a core."""

@@ -32,10 +32,11 @@ MAY_IMPORT = {
     "compat": {"configuration", "retrieval", "graphs", "modeling", "registration", "trainer", "scripts"},
     "registration": {"configuration", "modeling"},
     "atomic_files": set(),
+    "cpu": set(),
     "pages": {"atomic_files"},
     "text_files": set(),
 }
-SHARED = {"atomic_files", "pages", "text_files"}
+SHARED = {"atomic_files", "cpu", "pages", "text_files"}
 # Copied into saved folders, as all of configuration and modeling is.
 EXACT_SEARCH = "graft.retrieval.exact_search"
 # The one absolute import in modeling: lazy, inside `try`, so saved folders load without it.

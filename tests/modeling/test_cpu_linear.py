@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_decoders import tiny_decoder
 
+from graft.cpu import HAS_ONEDNN
 from graft.modeling import cpu_linear
 from graft.modeling.cpu_linear import BLOCKS, FEW, Linear, decode_faster, linear
-from graft.retrieval.onednn import HAS_ONEDNN
 
 
 @pytest.fixture(autouse=True)

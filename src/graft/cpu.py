@@ -1,9 +1,29 @@
-"""oneDNN's linear map, to which torch prefers the BLAS in float32: faster in some shapes and on some processors."""
+"""What torch multiplies fast on which CPU: who made it, and oneDNN's linear map beside the BLAS of torch.
 
+A kernel is fast on one maker's processors and slow on another's that have the same instructions.
+"""
+
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+
+PROCESSORS = "/proc/cpuinfo"
+
+
+def _avx512_maker() -> str | None:
+    """Who made a processor with AVX-512, "AMD" or "Intel" (also where that cannot be read); None without AVX-512."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    try:
+        with open(PROCESSORS, encoding="utf-8", errors="replace") as lines:
+            return "AMD" if any("AuthenticAMD" in line for line in islice(lines, 30)) else "Intel"
+    except OSError:
+        return "Intel"
+
+
+AVX512_MAKER = _avx512_maker()
 
 _linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 HAS_ONEDNN = _linear is not None
