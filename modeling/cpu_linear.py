@@ -6,8 +6,8 @@ memory's speed. A batched product of blocks of its rows, which are views of it, 
 AVX-512, the weight not in the caches, a head of 28,996 x 256: 1.2 ms and not 4.1 for one row, 1.3 and not 8.0 for two,
 1.5 and not 6.2 for four.
 
-More rows are multiplied by oneDNN there, two to three times as fast as by MKL where a wide weight meets tens of rows
-(beams, batches), 1.1 to 1.6 times where it meets a thousand (documents, training): `benchmarks/cpu_linear.py`.
+More rows are multiplied by oneDNN there, 1.1 to 3 times as fast as by MKL where tens of rows (beams, batches) meet a
+weight, most where it is wide, 1.1 to 1.5 times where a thousand do (documents): `benchmarks/cpu_linear.py`.
 """
 
 import torch
