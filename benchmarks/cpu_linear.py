@@ -3,8 +3,9 @@
 python benchmarks/cpu_linear.py
 
 Weights lie beside enough others that none is in the caches when its turn comes, as in a model. A row says what each
-took, how often a machine that only read the weight or only multiplied would have been done in our time, and what the
-gradients of rows and weight take in addition. Exits with 1 where the two give different numbers.
+took, alone or with the gradients of rows and weight, how often a machine that only read the weight would have been
+done in our time, and at which share of the machine's rate ours multiplies. Exits with 1 where the two give different
+numbers.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import statistics
 import sys
 
 import torch
-from measuring import in_turn, keep, machine, ratio
+from measuring import in_turn, keep, machine, processor_kind, ratio
 from torch.nn import functional
 
 from graft.modeling.cpu_linear import linear
@@ -84,7 +85,7 @@ def main(argv=None) -> int:
             f"{result[-1]['share of GEMM rate']:.2f} of the GEMM rate",
             flush=True,
         )
-    print("kept in", keep(f"cpu_linear-{about['capability'].lower()}", vars(arguments), result, about))
+    print("kept in", keep(f"cpu_linear-{processor_kind()}", vars(arguments), result, about))
     return 0
 
 

@@ -95,6 +95,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def processor_kind() -> str:
+    """Which kernels torch takes on this processor, for the name of a result: who is faster hangs on it.
+
+    "avx2"; "avx512" on Intel's processors, "avx512-amd" on AMD's.
+    """
+    from graft.cpu import AVX512_MAKER
+
+    return torch.backends.cpu.get_cpu_capability().lower() + ("-amd" if AVX512_MAKER == "AMD" else "")
+
+
 def keep(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
     """Write one benchmark's rows to benchmarks/results/NAME.json."""
     path = RESULTS / f"{name}.json"

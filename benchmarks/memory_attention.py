@@ -12,7 +12,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from measuring import in_turn, keep, machine, ratio
+from measuring import in_turn, keep, machine, processor_kind, ratio
 
 from graft.modeling.unlimiformer.knn_attention import KeyChoice, knn_attention
 from graft.retrieval.exact_search import gathered_sums, inner_products, largest, weighted_sums
@@ -104,7 +104,7 @@ def main(argv=None) -> int:
                 f"{compared['median']:.2f} [{compared['low']:.2f}, {compared['high']:.2f}]   "
                 f"{rows[-1]['times reading once']:.1f} x reading once"
             )
-    name = f"memory_attention-{about['capability'].lower()}"  # who is faster hangs on the processor
+    name = f"memory_attention-{processor_kind()}"
     print("kept in", keep(name, vars(arguments), rows, about))
     return 0
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import keep, machine, ratio
+from measuring import keep, machine, processor_kind, ratio
 from retro_models import CHUNK, NEIGHBOURS, SHAPES, VOCABULARY, original_model, our_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -164,7 +164,7 @@ def main(argv=None):
     for figures in rows:
         print(figures)
     settings = vars(arguments) | {"original": bool(arguments.original)}
-    name = f"retro_generate-{arguments.shape}-{about['capability'].lower()}"  # who is faster hangs on the processor
+    name = f"retro_generate-{arguments.shape}-{processor_kind()}"
     print(keep(name, settings, rows, about))
 
 

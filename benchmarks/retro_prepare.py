@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import gemm_limit, keep, machine, ratio, wall_and_processor
+from measuring import gemm_limit, keep, machine, processor_kind, ratio, wall_and_processor
 
 from graft.retrieval.corpus.chunking import ChunkSettings, tokenize_corpus
 from graft.retrieval.corpus.corpus import Corpus
@@ -280,7 +280,7 @@ def main() -> None:
     settings = {**vars(given), "original": "retro-pytorch 0.3.9", "seconds": round(time.monotonic() - began)}
     settings |= {"byte_level": given.byte_level and given.byte_level.name, "chunks": chunks}
     some = "" if set(given.stages) == set(STAGES) else "-" + "-".join(given.stages)
-    print(keep(f"retro_prepare-{about['capability'].lower()}{some}", settings, rows, about))
+    print(keep(f"retro_prepare-{processor_kind()}{some}", settings, rows, about))
 
 
 if __name__ == "__main__":

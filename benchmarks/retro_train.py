@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from measuring import in_turn, keep, machine, memory_kilobytes, ratio
+from measuring import in_turn, keep, machine, memory_kilobytes, processor_kind, ratio
 from retro_models import CHUNK, NEIGHBOURS, SHAPES, VOCABULARY, original_model, our_model
 
 from graft.trainer.retrieval_ability import decayed_parameters
@@ -146,8 +146,8 @@ def main(argv=None):
         )
         print(rows[-1])
     settings = {**vars(arguments), "original": bool(arguments.original)}
-    capability = about["capability"].lower()  # who is faster hangs on the processor
-    print(keep(f"retro_train-{arguments.shape}-dropout-{arguments.dropout}-{capability}", settings, rows, about))
+    name = f"retro_train-{arguments.shape}-dropout-{arguments.dropout}-{processor_kind()}"
+    print(keep(name, settings, rows, about))
 
 
 if __name__ == "__main__":

@@ -326,8 +326,8 @@ def remember_encoded(
     states = torch.zeros(count, longest, width, dtype=stored_dtype(model, config), device=ids.device)
     windowed = config.heads is not None or config.first_step == "window"
     read_first = [layer for layer in range(len(attentions)) if windowed or layer not in layers]
-    first_width = min(ids.shape[1], window) if read_first else 0
-    first_window = torch.zeros(count, first_width, width, dtype=model.dtype, device=ids.device)
+    first_length = min(ids.shape[1], window) if read_first else 0  # else it is held for nobody
+    first_window = torch.zeros(count, first_length, width, dtype=model.dtype, device=ids.device)
     batches = plan_batches(documents, window, config, causal=False, device=ids.device)
     for batch, tokens in read_windows(ids, batches, progress):
         global_tokens = documents.global_tokens

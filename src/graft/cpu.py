@@ -59,7 +59,7 @@ def _map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, where `HAS_ONEDNN`.
+    """x W^T + b, where `HAS_ONEDNN`. Gradients flow backwards, of any order; it has no forward-mode derivative.
 
     Args:
         x: (..., inputs), float32, on a CPU.

@@ -123,7 +123,7 @@ def test_other_kinds_of_linear_maps_keep_their_own_way():
 
 
 @pytest.mark.parametrize("rows", range(1, FEW + 2))
-def test_cpu_linear_meet_blocks_of_the_weight_and_more_do_not(rows, monkeypatch):
+def test_few_rows_meet_blocks_of_the_weight_and_more_do_not(rows, monkeypatch):
     seen, bmm = [], torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda *given: seen.append(given[0].shape) or bmm(*given))
     linear(torch.randn(rows, 6), torch.randn(2 * BLOCKS[0], 6))
